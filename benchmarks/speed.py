@@ -1,0 +1,172 @@
+"""Offline speed: decode at several batch sizes and prefill at several lengths, beside a floor.
+
+Systems take turns within each round and the floor is sampled in between, so that a change of the
+machine's bandwidth meets all of them alike. Every round's share of its own floor is what counts;
+tokens/s are illustrations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ..workers.model.config import ModelConfig
+from .floor import Floor, FloorProbe, Shapes, Work
+from .report import Row, of_rounds
+
+BENCHMARK = "speed"
+PROMPT_TOKENS = 32
+"""Prompt of a decode case: short, so that the weights and not the cache are measured."""
+
+DECODE_STEPS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """``decode`` of a batch, or ``prefill`` of a length."""
+
+    kind: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"decode b{self.size}" if self.kind == "decode" else f"prefill {self.size}"
+
+
+DECODE = tuple(Case("decode", batch) for batch in (1, 8, 32))
+PREFILL = tuple(Case("prefill", length) for length in (512, 2048))
+
+
+class System(Protocol):
+    """Something that can generate with the checkpoint under test."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def decode_rate(self, batch: int, prompt: int, steps: int) -> float:
+        """Generated tokens/s after the prompts are done, greedy, ``steps`` a sequence."""
+
+    def prefill_rate(self, length: int) -> float:
+        """Prompt tokens/s until the first token is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One case on one system, once."""
+
+    tokens_per_s: float
+    floor_share: float
+
+
+Rounds = dict[tuple[str, str], list[Round]]
+
+
+def measure(
+    systems: Sequence[System],
+    shapes: Shapes,
+    probe: FloorProbe,
+    cases: Sequence[Case],
+    rounds: int,
+    progress: Callable[[str], None],
+) -> Rounds:
+    """Run every case on every system, ``rounds`` times after a warm-up, interleaved.
+
+    Returns the rounds by (case name, system name).
+    """
+    results: Rounds = {}
+    for case in cases:
+        for number in range(rounds + 1):
+            progress(f"{case.name}, round {number} of {rounds}" if number else f"{case.name}")
+            for system in systems:
+                before = probe.sample()
+                rate = _rate(system, case)
+                floor = _mean(before, probe.sample())
+                if number:
+                    share = rate / _floor_rate(case, shapes, floor)
+                    results.setdefault((case.name, system.name), []).append(Round(rate, share))
+    return results
+
+
+def rows(results: Rounds, systems: Sequence[System], command: str) -> list[Row]:
+    """A row for each case and system, then the ratio to each other system, round by round."""
+    precision = {system.name: system.precision for system in systems}
+    found = [
+        _row(case, name, precision[name], "tok/s", [r.tokens_per_s for r in got], got, command)
+        for (case, name), got in results.items()
+    ]
+    first = systems[0].name
+    for (case, name), others in results.items():
+        if name != first:
+            own = results[case, first]
+            ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(own, others, strict=True)]
+            pair = f"{first} / {name}"
+            found.append(_row(case, pair, precision[first], "ratio", ratios, None, command))
+    return found
+
+
+def shapes_of(folder: Path, dtype: torch.dtype) -> Shapes:
+    """The sizes that decide the work of a token. Raises ``CheckpointError``."""
+    config = ModelConfig.from_folder(folder)
+    return Shapes(
+        layers=config.num_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        query_width=config.num_heads * config.head_dim,
+        kv_width=config.num_kv_heads * config.head_dim,
+        vocab_rows=config.vocab_size,
+        bytes_per_value=dtype.itemsize,
+    )
+
+
+def _row(
+    case: str,
+    system: str,
+    precision: str,
+    unit: str,
+    values: Sequence[float],
+    shares: Sequence[Round] | None,
+    command: str,
+) -> Row:
+    figure = of_rounds(values)
+    share = None if shares is None else of_rounds([r.floor_share for r in shares]).median
+    return Row(
+        BENCHMARK,
+        system,
+        precision,
+        case,
+        unit,
+        figure.median,
+        figure.low,
+        figure.high,
+        share,
+        command,
+    )
+
+
+def _rate(system: System, case: Case) -> float:
+    if case.kind == "decode":
+        return system.decode_rate(case.size, PROMPT_TOKENS, DECODE_STEPS)
+    return system.prefill_rate(case.size)
+
+
+def _floor_rate(case: Case, shapes: Shapes, floor: Floor) -> float:
+    """Tokens/s that the floor allows."""
+    if case.kind == "decode":
+        middle = PROMPT_TOKENS + DECODE_STEPS // 2
+        step: Work = shapes.decode_step(case.size, middle)
+        return case.size / floor.seconds(step)
+    return case.size / floor.seconds(shapes.prefill(case.size))
+
+
+def _mean(before: Floor, after: Floor) -> Floor:
+    return Floor(
+        (before.bytes_per_s + after.bytes_per_s) / 2,
+        (before.multiply_adds_per_s + after.multiply_adds_per_s) / 2,
+    )

@@ -1,0 +1,137 @@
+"""The systems that ``bench speed`` measures: our engine, and transformers' ``generate``."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..workers.config import EngineConfig
+from ..workers.engine import Engine
+from ..workers.types import FinishReason, GenerateRequest, SamplingParams
+
+KV_BYTES = 2 * 2**30
+"""Holds 32 short sequences or one of 2048 tokens of a 4B model several times over."""
+
+
+def random_prompt(length: int, num_tokens: int, rng: random.Random) -> list[int]:
+    """Ids of ordinary tokens: those with a role stand at the end of a vocabulary."""
+    return [rng.randrange(num_tokens // 2) for _ in range(length)]
+
+
+class OwnEngine:
+    """This project's engine, stepped directly."""
+
+    name = "inference-pio"
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.engine = Engine(config)
+        self.precision = str(self.engine.loaded.model.dtype).removeprefix("torch.")
+        self._rng = random.Random(0)
+        self._sent = 0
+
+    def decode_rate(self, batch: int, prompt: int, steps: int) -> float:
+        # One more than is timed: the first token of each comes with its prompt, and prompts may
+        # finish in different steps.
+        self._add(batch, prompt, max_tokens=steps + batch + 1)
+        started: set[str] = set()
+        while len(started) < batch:
+            started |= {chunk.request_id for chunk in self._step()}
+        begin = time.perf_counter()
+        tokens = sum(len(chunk.token_ids) for _ in range(steps) for chunk in self._step())
+        took = time.perf_counter() - begin
+        self._abandon()
+        return tokens / took
+
+    def prefill_rate(self, length: int) -> float:
+        self._add(1, length, max_tokens=1)
+        begin = time.perf_counter()
+        while not self._step():
+            pass
+        took = time.perf_counter() - begin
+        self._abandon()
+        return length / took
+
+    def _add(self, count: int, prompt: int, max_tokens: int) -> None:
+        params = SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, loop_guard=False
+        )
+        for _ in range(count):
+            ids = random_prompt(prompt, self.engine.loaded.tokenizer.num_tokens, self._rng)
+            request = GenerateRequest(f"bench-{self._sent}", tuple(ids), params)
+            self._sent += 1
+            self.engine.validate(request)
+            self.engine.add(request)
+
+    def _step(self) -> list[Any]:
+        chunks = self.engine.step()
+        for chunk in chunks:
+            if chunk.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+                raise RuntimeError(f"the engine ended {chunk.request_id}: {chunk.error}")
+        return chunks
+
+    def _abandon(self) -> None:
+        self.engine.abort_all()
+        while self.engine.has_work:
+            self.engine.step()
+
+
+class TransformersGenerate:
+    """``generate`` of the transformers library, with its default attention."""
+
+    name = "transformers"
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        # Imported here: it takes seconds, and only a comparison needs it.
+        from transformers import AutoModelForCausalLM
+
+        loader: Any = AutoModelForCausalLM
+        self._model = loader.from_pretrained(folder, dtype=dtype).to(device).eval()
+        self._device = device
+        self.precision = str(dtype).removeprefix("torch.")
+        self._rng = random.Random(0)
+
+    def decode_rate(self, batch: int, prompt: int, steps: int) -> float:
+        # The first token belongs to the prompts; the rest is timed between tokens.
+        times = self._generate(batch, prompt, steps + 1)
+        return batch * steps / (times[-1] - times[1])
+
+    def prefill_rate(self, length: int) -> float:
+        times = self._generate(1, length, 1)
+        return length / (times[1] - times[0])
+
+    def _generate(self, batch: int, prompt: int, new_tokens: int) -> list[float]:
+        """Times of the start and of each token."""
+        from transformers import GenerationConfig
+
+        vocabulary = int(self._model.config.vocab_size)
+        ids = torch.tensor(
+            [random_prompt(prompt, vocabulary, self._rng) for _ in range(batch)],
+            device=self._device,
+        )
+        config = GenerationConfig(
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        times = [time.perf_counter()]
+
+        def note_time(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            if ids.is_cuda:
+                torch.cuda.synchronize(ids.device)
+            times.append(time.perf_counter())
+            return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+        with torch.inference_mode():
+            self._model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                stopping_criteria=[note_time],
+            )
+        return times

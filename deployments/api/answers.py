@@ -1,0 +1,90 @@
+"""From engine chunks to one HTTP answer, whole or streamed; the same for every completion API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.responses import Response
+
+from ...workers.types import GenerateRequest, TokenChunk
+from .errors import json_response
+from .protocol import StreamOptions
+from .service import Service
+from .sse import DONE, event, started
+from .usage import UsageMeter
+
+
+class AnswerChoice(Protocol):
+    """One choice of an answer: fed with its chunks, it gives the JSON of its API."""
+
+    def feed(self, chunk: TokenChunk) -> None: ...
+
+    def whole(self) -> dict[str, Any]: ...
+
+    def stream(self, chunk: TokenChunk) -> Iterator[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is sent to the engine, and who reads what comes back.
+
+    ``head`` holds the fields that every event and the whole answer begin with; ``choices`` are
+    keyed by request id and index, in the order in which they are sent.
+    """
+
+    service: Service
+    requests: Sequence[GenerateRequest]
+    choices: Mapping[tuple[str, int], AnswerChoice]
+    head: dict[str, Any]
+
+    async def whole(self) -> Response:
+        """Wait for everything and answer at once."""
+        usage = UsageMeter()
+        async with aclosing(self._chunks()) as batches:
+            async for chunks in batches:
+                for chunk in chunks:
+                    usage.see(chunk)
+                    self.choices[chunk.request_id, chunk.index].feed(chunk)
+        choices = [choice.whole() for choice in self.choices.values()]
+        return json_response({**self.head, "choices": choices, "usage": usage.as_json()})
+
+    async def stream(self, options: StreamOptions) -> Response:
+        """Answer with events from the first chunk on; an error before it is a plain answer."""
+        return await started(self._events(options), self.service.to_api_error)
+
+    async def _chunks(self) -> AsyncGenerator[list[TokenChunk], None]:
+        service = self.service
+        timer = service.metrics.timer()
+        deadline_s = service.config.api.request_timeout_s
+        async with service.mux.open(self.requests, deadline_s=deadline_s) as generation:
+            async for chunks in generation:
+                for chunk in chunks:
+                    timer.see(chunk)
+                yield chunks
+        timer.finish()
+
+    async def _events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
+        usage = UsageMeter()
+        async with aclosing(self._chunks()) as batches:
+            async for chunks in batches:
+                events: list[bytes] = []
+                for chunk in chunks:
+                    usage.see(chunk)
+                    for piece in self.choices[chunk.request_id, chunk.index].stream(chunk):
+                        events.append(self._event(piece, usage, options))
+                if events:
+                    yield b"".join(events)
+        if options.include_usage:
+            yield event({**self.head, "choices": [], "usage": usage.as_json()})
+        yield DONE
+
+    def _event(self, piece: dict[str, Any], usage: UsageMeter, options: StreamOptions) -> bytes:
+        data = {**self.head, "choices": [piece]}
+        if options.continuous_usage_stats:
+            data["usage"] = usage.as_json()
+        elif options.include_usage:
+            data["usage"] = None  # as OpenAI sends it in every chunk but the last
+        return event(data)

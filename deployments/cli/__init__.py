@@ -1,0 +1,194 @@
+"""The command ``inference-pio``.
+
+Every command imports what it needs when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .bench import bench
+
+app = typer.Typer(
+    help="Serve Qwen3 on one machine or a Ray cluster, talk to it, and measure it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bench, name="bench")
+
+MODEL_HELP = "[bold]embedded[/], a checkpoint folder, or a hub name such as Qwen/Qwen3-0.6B."
+
+
+class DType(StrEnum):
+    """Weights and KV cache; ``auto`` takes the checkpoint's."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Shape(StrEnum):
+    """Real shapes that a random checkpoint can have."""
+
+    QWEN3_0_6B = "qwen3-0.6b"
+    QWEN3_4B = "qwen3-4b"
+
+
+def _examples(*lines: str) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"[dim]$[/] {line}" for line in lines)
+
+
+Thinking = Annotated[
+    bool | None,
+    typer.Option("--think/--no-think", help="Thinking on or off. [default: as the model does]"),
+]
+Budget = Annotated[
+    int | None, typer.Option(min=0, help="Thought tokens before the thought is ended.")
+]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens to generate at most.")]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
+Precision = Annotated[DType, typer.Option(help="Weights and KV cache.")]
+Url = Annotated[
+    str | None, typer.Option(help="Ask this running server instead of loading a model.")
+]
+
+
+@app.command(
+    epilog=_examples(
+        "inference-pio serve embedded",
+        "inference-pio serve Qwen/Qwen3-0.6B --dtype bfloat16 --port 8080",
+        "inference-pio serve ./checkpoint --served-model-name mine --config service.yaml",
+    )
+)
+def serve(
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="embedded")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A Serve application file.", show_default="cluster_configs/local.yaml"),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, show_default="8000")] = None,
+    dtype: Annotated[
+        DType | None, typer.Option(help="Weights and KV cache.", show_default="auto")
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The model's name in the API.", show_default="MODEL")
+    ] = None,
+) -> None:
+    """Start the server; it answers at /health with 200 once it is ready.
+
+    Ctrl-C or SIGTERM ends it and every process that belongs to it.
+    """
+    from ..application_file import Wishes
+    from .serve import run_server
+
+    run_server(
+        config,
+        Wishes(model, host, port, None if dtype is None else dtype.value, served_model_name),
+    )
+
+
+@app.command(
+    epilog=_examples(
+        "inference-pio chat",
+        "inference-pio chat ./checkpoint --budget 200",
+        "inference-pio chat --url http://127.0.0.1:8000",
+    )
+)
+def chat(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "embedded",
+    url: Url = None,
+    budget: Budget = None,
+    max_tokens: MaxTokens = None,
+    seed: Seed = None,
+    dtype: Precision = DType.AUTO,
+) -> None:
+    """Talk to a model in the terminal; its thought is shown apart from its answer.
+
+    /think and /no_think at the end of a message switch its thinking on and off.
+    """
+    from .chat import run_chat
+    from .talk import Manner, open_talker
+
+    with open_talker(url, model, dtype.value) as talker:
+        run_chat(talker, Manner(budget=budget, max_tokens=max_tokens, seed=seed))
+
+
+@app.command(
+    epilog=_examples(
+        'inference-pio generate "What is 12 + 34 - 5?"',
+        'inference-pio generate "Sort 30, 4, 12." --no-think --json',
+        'inference-pio generate "Once upon a time" --raw --model ./checkpoint --max-tokens 50',
+    )
+)
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The question, or - for standard input.")],
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "embedded",
+    raw: Annotated[bool, typer.Option(help="Continue the text; no chat template.")] = False,
+    think: Thinking = None,
+    budget: Budget = None,
+    max_tokens: MaxTokens = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Seed = None,
+    dtype: Precision = DType.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Answer one prompt without a server. Standard output carries the answer only."""
+    from ...workers.types import SamplingParams
+    from .generate import run_generate
+
+    params = SamplingParams(
+        temperature=temperature, seed=seed, max_tokens=max_tokens, thinking_budget=budget
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    run_generate(text, model, dtype.value, params, thinking=think, raw=raw, as_json=as_json)
+
+
+@app.command(
+    "make-checkpoint",
+    epilog=_examples("inference-pio make-checkpoint qwen3-0.6b ./random --tokenizer ./tokenizer"),
+)
+def make_checkpoint(
+    shape: Annotated[Shape, typer.Argument(help="Which model's shapes.", metavar="SHAPE")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder with tokenizer.json and its config.")],
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+) -> None:
+    """Write a checkpoint with a real model's shapes and random weights, for tests and speed."""
+    from .checkpoint import run_make_checkpoint
+
+    run_make_checkpoint(shape.value, out, tokenizer, seed)
+
+
+@app.command(epilog=_examples("inference-pio demo", "inference-pio demo --exit"))
+def demo(
+    exit_after: Annotated[
+        bool, typer.Option("--exit", help="End the server after the answers.")
+    ] = False,
+    port: Annotated[int | None, typer.Option(help="[default: any free one]")] = None,
+) -> None:
+    """Start the embedded model, ask it with and without thinking, and leave the server up."""
+    from .demo import run_demo
+
+    run_demo(port=port, exit_after=exit_after)
+
+
+def main() -> None:
+    """Entry point: an error is one line on standard error and status 1."""
+    try:
+        app()
+    except Exception as error:
+        from .console import report_failure
+
+        sys.exit(report_failure(error))

@@ -1,0 +1,112 @@
+"""``inference-pio bench``: measurements in one form, as a table, JSON and a picture."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(
+    help="Measure speed, serving and accuracy, each in rounds with their spread.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+class Peer(StrEnum):
+    """What can be measured beside this engine."""
+
+    TRANSFORMERS = "transformers"
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
+Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
+Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
+DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
+
+
+@bench.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench speed ./random-0.6b "
+    "--against transformers --json speed.json --picture speed.png"
+)
+def speed(
+    model: Model = "embedded",
+    dtype: DTypeOption = "auto",
+    rounds: Rounds = 5,
+    against: Annotated[
+        Peer | None, typer.Option(help="Measure this too, in the same rounds.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """Decode at batch 1, 8 and 32 and prefill of 512 and 2048 tokens, without a server.
+
+    Beside each round the machine's read and multiply rates are sampled: the floor.
+    """
+    from .bench_runs import run_speed
+
+    peer = None if against is None else against.value
+    run_speed(model, dtype, rounds, peer, threads, json_file, picture)
+
+
+@bench.command(
+    epilog="Examples:\n\n[dim]$[/] inference-pio bench serve embedded --streams 16 --offline\n\n"
+    "[dim]$[/] inference-pio bench serve --url http://127.0.0.1:8000 --rate 4"
+)
+def serve(
+    model: Model = "embedded",
+    url: Annotated[
+        str | None, typer.Option(help="A running server, instead of one of its own.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Its application file.")] = None,
+    streams: Annotated[
+        int | None, typer.Option(min=1, help="Closed loop: requests under way at any time.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.01, help="Open loop: Poisson arrivals a second.")
+    ] = None,
+    requests: Annotated[int, typer.Option(min=1, help="Requests in a round.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 128,
+    rounds: Rounds = 3,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Run the engine alone in turn (with --streams).")
+    ] = False,
+    dtype: DTypeOption = "auto",
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """Time to first token, time to first answer token, inter-token latency and throughput.
+
+    Give --rate or --streams; the default is 16 streams.
+    """
+    from .bench_runs import ServeWishes, run_serve
+
+    wishes = ServeWishes(
+        model, url, config, dtype, streams, rate, requests, max_tokens, rounds, offline
+    )
+    run_serve(wishes, json_file, picture)
+
+
+@bench.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench accuracy --count 200 --json accuracy.json"
+)
+def accuracy(
+    count: Annotated[int, typer.Option(min=1, help="Unseen problems of each kind.")] = 100,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy. [default: as the model does]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the problems and of sampling.")] = 0,
+    dtype: DTypeOption = "auto",
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """The embedded model on unseen problems of every kind, thinking and not."""
+    from .bench_runs import run_accuracy
+
+    run_accuracy(count, temperature, seed, dtype, json_file, picture)

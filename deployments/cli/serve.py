@@ -1,0 +1,69 @@
+"""``inference-pio serve``: the server in the foreground until a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from ..application_file import Wishes, load_application
+from ..launcher import LocalServer
+from .console import err, progress
+
+
+class StopRequested(BaseException):
+    """A signal asked this process to end; not an ``Exception``, so nothing swallows it."""
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into ``StopRequested``, which ends the block quietly.
+
+    Later signals change nothing: stopping is under way then, and bounded in time.
+    """
+    seen = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if not seen.is_set():
+            seen.set()
+            raise StopRequested
+
+    previous = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    except StopRequested:
+        pass
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def run_server(config: Path | None, wishes: Wishes) -> None:
+    """Start, say where it is, wait, stop."""
+    started = time.monotonic()
+    application = load_application(config, wishes)
+    with stopped_by_signals(), LocalServer(application) as server:
+        with progress() as say:
+            server.start(say)
+        err.print(
+            f"[bold green]ready[/] {application.config.model_name} at [bold]{server.address}[/] "
+            f"after {time.monotonic() - started:.1f} s; Ctrl-C stops it"
+        )
+        wait_for_signal()
+
+
+def wait_for_signal() -> NoReturn:
+    """Sleep until a signal ends it, and say that the end has begun."""
+    try:
+        while True:
+            signal.pause()
+    except StopRequested:
+        err.print("stopping …")
+        raise

@@ -1,0 +1,201 @@
+"""The engine side of the multiplexed stream; knows nothing of Ray.
+
+1. An ingress ``submit``s requests under its stream id; the reply names this replica.
+2. The engine thread runs steps; all chunks of a step enter this loop in one wake-up.
+3. They wait in the outbox of the stream that sent their request; ``subscribe`` yields everything
+   that came since its last turn: one yield an engine step for all requests of an ingress.
+4. A stream that nobody reads for ``ORPHAN_S`` belongs to a dead ingress: its requests are aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+from ..workers.async_engine import AsyncEngine
+from ..workers.engine import Engine
+from ..workers.types import EngineStats, FinishReason, GenerateRequest, RequestError, TokenChunk
+from .wire import HEARTBEAT_S, ModelFacts, SubmitReply, WrongReplicaError
+
+ORPHAN_S = 10.0
+
+
+class Outbox:
+    """Chunks on their way to one ingress."""
+
+    def __init__(self) -> None:
+        self.requests: set[str] = set()
+        self.reader: object | None = None
+        self._chunks: list[TokenChunk] = []
+        self._ready = asyncio.Event()
+
+    def put(self, chunk: TokenChunk) -> None:
+        """Add a chunk and wake the reader."""
+        self._chunks.append(chunk)
+        self._ready.set()
+
+    def take(self) -> list[TokenChunk]:
+        """Everything since the last turn."""
+        chunks, self._chunks = self._chunks, []
+        self._ready.clear()
+        return chunks
+
+    def attach(self) -> object:
+        """Make the caller the only reader; an earlier one ends."""
+        self.reader = object()
+        self._ready.set()
+        return self.reader
+
+    async def wait(self, timeout: float) -> None:
+        """Return when there is something to take, at the latest after ``timeout`` seconds."""
+        if self._ready.is_set():
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ready.wait()
+        except TimeoutError:
+            return
+
+
+class EngineService:
+    """One engine behind ``submit``, ``subscribe`` and ``abort``; lives in one event loop."""
+
+    def __init__(self, engine: Engine, replica_id: str, checkpoint: str) -> None:
+        self.replica_id = replica_id
+        self._checkpoint = checkpoint
+        self._engine = AsyncEngine(engine, self._on_step)
+        self._outboxes: dict[str, Outbox] = {}
+        self._stream_of: dict[str, str] = {}
+        self._open_choices: dict[str, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Launch the engine thread; called in the loop that serves the other methods."""
+        self._loop = asyncio.get_running_loop()
+        self._engine.start()
+
+    def stop(self) -> None:
+        """End the engine thread; open requests are aborted and told so."""
+        self._engine.stop()
+
+    def facts(self) -> ModelFacts:
+        """Limits of the loaded model."""
+        engine = self._engine.engine
+        return ModelFacts(
+            replica_id=self.replica_id,
+            checkpoint=self._checkpoint,
+            max_model_len=engine.max_model_len,
+            num_tokens=engine.loaded.tokenizer.num_tokens,
+        )
+
+    def stats(self, *, replica_id: str) -> EngineStats:
+        """Sizes and totals, as of the last step."""
+        self._require_me(replica_id)
+        return self._engine.stats()
+
+    async def health(self, timeout: float) -> None:
+        """Return after a real turn of the engine loop; raises when there is none."""
+        await self._engine.health(timeout)
+
+    async def submit(self, stream_id: str, requests: Sequence[GenerateRequest]) -> SubmitReply:
+        """Hand over all of ``requests``, or none and say why."""
+        outbox = self._outbox(stream_id)
+        taken: list[str] = []
+        try:
+            for request in requests:
+                if request.request_id in self._stream_of:
+                    raise RequestError(f"request id {request.request_id} is in use already")
+                self._register(request, stream_id, outbox)
+                taken.append(request.request_id)
+                self._engine.submit(request)
+        except RequestError as error:
+            self._withdraw(taken)
+            return SubmitReply(self.replica_id, error)
+        except BaseException:
+            self._withdraw(taken)
+            raise
+        return SubmitReply(self.replica_id)
+
+    async def subscribe(
+        self, stream_id: str, *, replica_id: str
+    ) -> AsyncGenerator[list[TokenChunk], None]:
+        """All chunks for one ingress, one yield a step; an empty batch when it has been quiet.
+
+        Raises ``WrongReplicaError`` when the caller means another replica.
+        """
+        self._require_me(replica_id)
+        outbox = self._outbox(stream_id)
+        me = outbox.attach()
+        try:
+            while True:
+                await outbox.wait(HEARTBEAT_S)
+                if outbox.reader is not me:
+                    return
+                yield outbox.take()
+        finally:
+            if outbox.reader is me:
+                outbox.reader = None
+                self._watch(stream_id)
+
+    async def abort(self, request_ids: Sequence[str], *, replica_id: str) -> None:
+        """End requests; their remaining chunks go nowhere. Ended ones are left as they are."""
+        self._require_me(replica_id)
+        self._withdraw(request_ids)
+
+    def _require_me(self, replica_id: str) -> None:
+        if replica_id != self.replica_id:
+            raise WrongReplicaError(f"this is {self.replica_id}; {replica_id} is gone")
+
+    def _outbox(self, stream_id: str) -> Outbox:
+        outbox = self._outboxes.get(stream_id)
+        if outbox is None:
+            outbox = self._outboxes[stream_id] = Outbox()
+            self._watch(stream_id)
+        return outbox
+
+    def _watch(self, stream_id: str) -> None:
+        asyncio.get_running_loop().call_later(ORPHAN_S, self._drop_if_orphaned, stream_id)
+
+    def _drop_if_orphaned(self, stream_id: str) -> None:
+        outbox = self._outboxes.get(stream_id)
+        if outbox is not None and outbox.reader is None:
+            del self._outboxes[stream_id]
+            self._withdraw(tuple(outbox.requests))
+
+    def _register(self, request: GenerateRequest, stream_id: str, outbox: Outbox) -> None:
+        self._stream_of[request.request_id] = stream_id
+        self._open_choices[request.request_id] = request.params.n
+        outbox.requests.add(request.request_id)
+
+    def _withdraw(self, request_ids: Sequence[str]) -> None:
+        for request_id in request_ids:
+            self._forget(request_id)
+            self._engine.abort(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        self._open_choices.pop(request_id, None)
+        outbox = self._outboxes.get(self._stream_of.pop(request_id, ""))
+        if outbox is not None:
+            outbox.requests.discard(request_id)
+
+    def _on_step(self, chunks: list[TokenChunk]) -> None:
+        """Runs in the engine thread, once a step."""
+        loop = self._loop
+        assert loop is not None
+        # The loop is closed when the process ends before its engine: nobody is left to tell.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self._distribute, chunks)
+
+    def _distribute(self, chunks: list[TokenChunk]) -> None:
+        for chunk in chunks:
+            stream_id = self._stream_of.get(chunk.request_id)
+            if stream_id is None:
+                continue  # withdrawn: its reader has left
+            self._outboxes[stream_id].put(chunk)
+            if chunk.finish_reason in (FinishReason.ABORT, FinishReason.ERROR):
+                # A request may end so before its other choices exist: one such end ends it all.
+                self._forget(chunk.request_id)
+            elif chunk.finish_reason is not None:
+                self._open_choices[chunk.request_id] -= 1
+                if self._open_choices[chunk.request_id] == 0:
+                    self._forget(chunk.request_id)

@@ -1,0 +1,146 @@
+"""The HTTP side: an ASGI application over any engine transport, and its Ray Serve deployment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from .access import AccessMiddleware
+from .api.chat import chat_completions
+from .api.completions import completions
+from .api.endpoint import JsonEndpoint
+from .api.errors import ApiError
+from .api.models import PlainEndpoints
+from .api.openapi import openapi_document
+from .api.protocol import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from .api.service import Service
+from .api.tokens import detokenize, tokenize
+from .auth import ApiKeyMiddleware
+from .config import ServiceConfig, load_api_keys
+from .edge import EdgeMiddleware
+from .engine_replica import RayTransport
+from .limits import AdmissionGate
+from .metrics import Metrics
+from .stream_mux import EngineTransport, StreamMux
+from .text_service import TextService
+
+
+async def create_app(config: ServiceConfig, transport: EngineTransport) -> ASGIApp:
+    """Build the application; asks the engine for its limits first.
+
+    Raises ``ValueError`` for key files and checkpoints that cannot be used.
+    """
+    keys = load_api_keys(config.api)
+    facts = await transport.facts()
+    mux = StreamMux(
+        transport,
+        max_buffered_tokens=config.api.max_buffered_tokens,
+        idle_s=config.replicas.idle_subscription_s,
+    )
+    mux.know(facts.replica_id)
+    service = Service(
+        config=config,
+        facts=facts,
+        text=TextService(Path(facts.checkpoint), facts.max_model_len),
+        transport=transport,
+        mux=mux,
+        gate=AdmissionGate(config.api.max_in_flight, config.api.retry_after_s),
+        metrics=Metrics(config.model_name),
+    )
+    layers = [
+        Middleware(EdgeMiddleware, max_header_bytes=config.api.max_header_bytes),
+        Middleware(AccessMiddleware, metrics=service.metrics),
+    ]
+    if keys:
+        layers.append(Middleware(ApiKeyMiddleware, keys=keys))
+
+    async def answer_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            return _http_error(request, error).response()
+        return service.to_api_error(error).response()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await mux.close()
+        service.text.close()
+
+    return Starlette(
+        routes=_routes(service),
+        middleware=layers,
+        exception_handlers={HTTPException: answer_error, Exception: answer_error},
+        lifespan=lifespan,
+    )
+
+
+def _routes(service: Service) -> list[Route]:
+    plain = PlainEndpoints(service)
+    chat = JsonEndpoint(service, ChatCompletionRequest, chat_completions)
+    complete = JsonEndpoint(service, CompletionRequest, completions)
+    to_ids = JsonEndpoint(service, TokenizeRequest, tokenize)
+    to_text = JsonEndpoint(service, DetokenizeRequest, detokenize)
+    return [
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", complete, methods=["POST"]),
+        Route("/tokenize", to_ids, methods=["POST"]),
+        Route("/detokenize", to_text, methods=["POST"]),
+        Route("/v1/models", plain.list_models),
+        Route("/v1/models/{model_id:path}", plain.get_model),
+        Route("/health", plain.health),
+        Route("/version", plain.version),
+        Route("/metrics", plain.metrics),
+        Route("/openapi.json", _openapi(service)),
+    ]
+
+
+def _openapi(service: Service) -> Any:
+    document = openapi_document(service.model_name)
+
+    async def answer(request: Request) -> Response:
+        return document
+
+    return answer
+
+
+def _http_error(request: Request, error: HTTPException) -> ApiError:
+    path = request.url.path[:128]
+    if error.status_code == 404:
+        return ApiError(404, f"there is no route {path!r}", code="route_not_found")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return ApiError(
+            405,
+            f"{path!r} takes {allowed}, not {request.method}",
+            code="method_not_allowed",
+            headers=error.headers,
+        )
+    return ApiError(error.status_code, error.detail, headers=error.headers)
+
+
+@serve.ingress()
+class IngressServer:
+    """The application inside a Serve replica; built once the engine has said what it serves."""
+
+    def __init__(self, config: ServiceConfig, engine: DeploymentHandle[Any]) -> None:
+        self._config = config
+        self._transport = RayTransport(engine)
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        return await create_app(self._config, self._transport)

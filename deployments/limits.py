@@ -1,0 +1,95 @@
+"""Bounds on what one caller may cost: body size and time, requests inside the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.requests import ClientDisconnect, Request
+
+from .api.errors import ApiError
+from .config import ApiConfig
+
+
+def require_json(request: Request) -> None:
+    """Refuse with 415 what is not declared as UTF-8 JSON."""
+    declared = request.headers.get("content-type", "")
+    media, _, parameters = declared.partition(";")
+    charset = parameters.strip().lower().removeprefix("charset=").strip('"')
+    is_json = media.strip().lower() == "application/json"
+    if not is_json or charset not in ("", "utf-8", "utf8"):
+        raise ApiError(
+            415,
+            f"the body is declared as {declared[:100]!r}; application/json in UTF-8 is expected",
+            code="unsupported_media_type",
+        )
+
+
+async def read_body(request: Request, config: ApiConfig) -> bytes:
+    """Read a body that is bounded in size (413) and in time (408), whatever its headers claim."""
+    limit = config.max_body_bytes
+    declared = request.headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(config.body_timeout_s):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise _too_large(limit)
+                parts.append(part)
+    except TimeoutError:
+        raise ApiError(
+            408,
+            f"the body did not arrive within {config.body_timeout_s:g} s",
+            code="body_timeout",
+            headers={"Connection": "close"},
+        ) from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client left before the body ended", code="disconnect") from None
+    return b"".join(parts)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the body is larger than {limit} bytes",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+class AdmissionGate:
+    """Counts the requests inside the service; a full one refuses before any work is done."""
+
+    def __init__(self, limit: int, retry_after_s: int) -> None:
+        self._limit = limit
+        self._retry_after_s = retry_after_s
+        self._inside = 0
+
+    @property
+    def inside(self) -> int:
+        """Requests inside now."""
+        return self._inside
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold one place for the block.
+
+        Raises ``ApiError`` 503 with ``Retry-After`` when every place is taken.
+        """
+        if self._inside >= self._limit:
+            raise ApiError(
+                503,
+                f"{self._inside} requests are being served, the limit; try again later",
+                code="overloaded",
+                headers={"Retry-After": str(self._retry_after_s)},
+            )
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1

@@ -1,0 +1,83 @@
+"""The operations of a forward pass: one signature each, whatever computes them.
+
+Shape suffixes: T new tokens of the whole batch, N cache blocks, S tokens in a block, H query
+heads, K key/value heads, A = H + K, D head_dim, E = D / 2, C channels (any width).
+
+One layer of the cache is ``kv_N2KSD``: keys at index 0 and values at index 1 of the second axis. A
+head's keys in one block lie together, so gathering blocks gives each head one plain matrix.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .context import ForwardContext
+
+
+class PackedLinear(Protocol):
+    """A linear layer in the layout its kernel reads; the original weight is no longer needed."""
+
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias``, plus ``residual`` where given."""
+        ...
+
+
+class PackedSwiGLU(Protocol):
+    """The gate and up projections with the activation that joins them."""
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        """``silu(x @ gate.T) * (x @ up.T)``."""
+        ...
+
+
+class Attention(Protocol):
+    """Attention of one step's batch, planned once and called for every layer."""
+
+    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        """Causal attention of every new token over its own sequence, [T, H * D]."""
+        ...
+
+
+class Kernels(Protocol):
+    """One implementation of every operation."""
+
+    @property
+    def name(self) -> str:
+        """What the implementation is called in logs and in ``INFERENCE_PIO_KERNELS``."""
+        ...
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
+        """Takes a weight of [out, in] and copies or keeps it as the kernel needs."""
+        ...
+
+    def pack_swiglu(self, gate: Tensor, up: Tensor) -> PackedSwiGLU:
+        """Takes the two weights of [intermediate, hidden]."""
+        ...
+
+    def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+        """RMSNorm over the last axis: computed in float32, rounded to ``x``'s dtype."""
+        ...
+
+    def qk_norm_rope_write(
+        self,
+        qkv_TC: Tensor,
+        weight_AD: Tensor,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        kv_N2KSD: Tensor,
+        slots_T: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """QK-norm and RoPE on queries and keys, then keys and values into the cache.
+
+        ``qkv_TC`` holds queries, keys and values of each token side by side and may be
+        overwritten; ``weight_AD`` the norm weight of each query head, then of each key head.
+        Returns the queries, [T, H, D].
+        """
+        ...
+
+    def plan_attention(self, context: ForwardContext) -> Attention:
+        """What depends on the batch alone, done once a step."""
+        ...

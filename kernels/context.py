@@ -1,0 +1,113 @@
+"""What one forward pass is told about its batch: positions, cache slots and block tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ContextItem:
+    """One sequence's share of a step: ``num_new`` tokens behind ``num_computed`` cached ones."""
+
+    block_table: Sequence[int]
+    num_computed: int
+    num_new: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardContext:
+    """One step's batch, sequence after sequence along ``T``.
+
+    ``block_tables`` stay on the host: every kernel derives the form it needs once a step, in
+    ``plan_attention``.
+    """
+
+    positions_T: Tensor
+    """int64 [T], the position of each new token in its sequence."""
+    slots_T: Tensor
+    """int64 [T], block_id * block_size + offset, where the token's key and value are written."""
+    query_starts: tuple[int, ...]
+    """B + 1 prefix sums of new tokens."""
+    seq_lens: tuple[int, ...]
+    """B lengths after this step: computed plus new."""
+    block_tables: tuple[tuple[int, ...], ...]
+    """B tables, cut to the blocks that ``seq_lens`` needs."""
+    block_size: int
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the batch."""
+        return len(self.seq_lens)
+
+    @property
+    def last_token_rows(self) -> tuple[int, ...]:
+        """Row of each sequence's last new token: the one whose logits are sampled."""
+        return tuple(start - 1 for start in self.query_starts[1:])
+
+    @property
+    def new_partial_blocks(self) -> tuple[int, ...]:
+        """Blocks that this step enters and leaves partly filled."""
+        blocks = []
+        for i, end in enumerate(self.seq_lens):
+            start = end - (self.query_starts[i + 1] - self.query_starts[i])
+            last_block_start = end // self.block_size * self.block_size
+            if start <= last_block_start < end:
+                blocks.append(self.block_tables[i][-1])
+        return tuple(blocks)
+
+
+def build_context(
+    items: Sequence[ContextItem], block_size: int, device: torch.device
+) -> ForwardContext:
+    """The context of one step.
+
+    Raises ``ValueError`` for an empty item or a block table too short for its tokens.
+    """
+    positions: list[int] = []
+    slots: list[int] = []
+    query_starts = [0]
+    seq_lens = []
+    tables = []
+    for row, item in enumerate(items):
+        end = item.num_computed + item.num_new
+        num_blocks = -(-end // block_size)
+        if item.num_new < 1 or item.num_computed < 0:
+            raise ValueError(
+                f"sequence {row} has {item.num_new} new tokens behind {item.num_computed}; "
+                "at least one new token is needed"
+            )
+        if len(item.block_table) < num_blocks:
+            raise ValueError(
+                f"sequence {row} needs {num_blocks} blocks of {block_size} for {end} tokens, "
+                f"its table has {len(item.block_table)}"
+            )
+        table = tuple(item.block_table[:num_blocks])
+        positions.extend(range(item.num_computed, end))
+        slots.extend(_slots(table, item.num_computed, end, block_size))
+        query_starts.append(query_starts[-1] + item.num_new)
+        seq_lens.append(end)
+        tables.append(table)
+    return ForwardContext(
+        positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
+        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+        query_starts=tuple(query_starts),
+        seq_lens=tuple(seq_lens),
+        block_tables=tuple(tables),
+        block_size=block_size,
+    )
+
+
+def _slots(table: tuple[int, ...], start: int, end: int, block_size: int) -> list[int]:
+    slots: list[int] = []
+    position = start
+    while position < end:
+        block, offset = divmod(position, block_size)
+        count = min(block_size - offset, end - position)
+        first = table[block] * block_size + offset
+        slots.extend(range(first, first + count))
+        position += count
+    return slots

@@ -1,0 +1,170 @@
+"""Paged attention in plain torch operations, on any device.
+
+Query heads that share a key/value head become the rows of one small attention per key/value head,
+so each key and value is read once. A sequence that prefills runs through torch's fused SDPA; rows
+with a single new token (decode) are gathered together, padded to the longest of their group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .context import ForwardContext
+
+# A further group of decode rows costs about as much as this many blocks of padding.
+BLOCKS_PER_GROUP = 4
+# Cached tokens gathered at once for a group: bounds the scratch memory at long contexts.
+MAX_GATHERED_TOKENS = 16384
+
+Scratch = Callable[[int, torch.dtype, torch.device], Tensor]
+
+
+class PagedAttention:
+    """One step's attention, made of a part for each prefill chunk and each group of decode rows."""
+
+    def __init__(self, context: ForwardContext, scratch: Scratch) -> None:
+        starts = context.query_starts
+        new_tokens = [starts[i + 1] - starts[i] for i in range(context.num_sequences)]
+        decoding = [i for i, count in enumerate(new_tokens) if count == 1]
+        self._parts: list[PrefillChunk | DecodeGroup] = [
+            PrefillChunk(context, i, scratch) for i, count in enumerate(new_tokens) if count > 1
+        ]
+        for group in decode_groups(context, decoding):
+            self._parts.append(DecodeGroup(context, group, scratch))
+
+    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        if len(self._parts) == 1 and self._parts[0].in_order:
+            return self._parts[0](q_THD, kv_N2KSD)
+        out_TC = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1] * q_THD.shape[2])
+        for part in self._parts:
+            out_TC[part.rows] = part(q_THD[part.rows], kv_N2KSD)
+        return out_TC
+
+
+class PrefillChunk:
+    """New tokens of one sequence against all of its keys."""
+
+    in_order = True
+
+    def __init__(self, context: ForwardContext, sequence: int, scratch: Scratch) -> None:
+        self.rows = slice(*context.query_starts[sequence : sequence + 2])
+        self._length = context.seq_lens[sequence]
+        self._fresh = self.rows.stop - self.rows.start == self._length
+        self._gather = BlockGather(context, [sequence], scratch)
+
+    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        num_tokens, num_heads, head_dim = q_THD.shape
+        num_kv_heads = kv_N2KSD.shape[2]
+        group = num_heads // num_kv_heads
+        kv_2KLD = self._gather(kv_N2KSD)[:, 0, :, : self._length]
+        # Key heads as batch, their query heads as heads: expand() shares the keys without a copy.
+        keys, values = kv_2KLD.unsqueeze(2).expand(-1, -1, group, -1, -1)
+        q_KGTD = q_THD.view(num_tokens, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
+        if self._fresh:
+            out_KGTD = torch.nn.functional.scaled_dot_product_attention(
+                q_KGTD, keys, values, is_causal=True
+            )
+        else:
+            out_KGTD = torch.nn.functional.scaled_dot_product_attention(
+                q_KGTD.flip(2), keys, values, attn_mask=self._mask(num_tokens, q_THD)
+            ).flip(2)
+        return out_KGTD.permute(2, 0, 1, 3).reshape(num_tokens, num_heads * head_dim)
+
+    def _mask(self, num_tokens: int, like: Tensor) -> Tensor:
+        """The causal mask with its rows reversed, as a view of one vector.
+
+        Row r belongs to position length - 1 - r and hides the last r keys, so entry (r, l) depends
+        on r + l alone: a full mask of 1,024 x 262,144 would take half a gigabyte.
+        """
+        vector = like.new_zeros(self._length + num_tokens)
+        vector[self._length :] = float("-inf")
+        mask_TL = vector.as_strided((num_tokens, self._length), (1, 1))
+        # The CUDA kernels of SDPA ask for aligned rows, which overlapping ones are not.
+        return mask_TL.contiguous() if like.is_cuda else mask_TL
+
+
+class DecodeGroup:
+    """Single new tokens of several sequences, padded to the longest."""
+
+    def __init__(
+        self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch
+    ) -> None:
+        device = context.positions_T.device
+        rows = [context.query_starts[i] for i in sequences]
+        self.in_order = rows == list(range(len(rows)))
+        self.rows = torch.tensor(rows, device=device)
+        self._gather = BlockGather(context, sequences, scratch)
+        lengths_B = torch.tensor([context.seq_lens[i] for i in sequences], device=device)
+        padded = torch.arange(self._gather.num_tokens, device=device)
+        self._hidden_B11L = (padded >= lengths_B[:, None])[:, None, None]
+
+    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        batch, num_heads, head_dim = q_THD.shape
+        num_kv_heads = kv_N2KSD.shape[2]
+        # One product per sequence and key head: (G, D) x (D, L), then (G, L) x (L, D).
+        keys_PLD, values_PLD = self._gather(kv_N2KSD).flatten(1, 2)
+        q_PGD = (q_THD * head_dim**-0.5).view(batch * num_kv_heads, -1, head_dim)
+        scores_PGL = torch.bmm(q_PGD, keys_PLD.transpose(1, 2))
+        scores_PGL.view(batch, num_kv_heads, -1, scores_PGL.shape[2]).masked_fill_(
+            self._hidden_B11L, float("-inf")
+        )
+        out_PGD = torch.bmm(scores_PGL.softmax(dim=-1), values_PLD)
+        return out_PGD.view(batch, num_heads * head_dim)
+
+
+class BlockGather:
+    """Copies the blocks of some sequences side by side, padded with each one's last block."""
+
+    def __init__(
+        self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch
+    ) -> None:
+        tables = [context.block_tables[i] for i in sequences]
+        longest = max(len(table) for table in tables)
+        padded = [table + table[-1:] * (longest - len(table)) for table in tables]
+        self._blocks_BM = torch.tensor(padded, device=context.positions_T.device)
+        self._rows: Tensor | None = None
+        self._scratch = scratch
+        self.num_tokens = longest * context.block_size
+
+    def __call__(self, kv_N2KSD: Tensor) -> Tensor:
+        """[2, B, K, L, D], L the padded length; valid until the next gather."""
+        _, _, heads, block_size, dim = kv_N2KSD.shape
+        batch, longest = self._blocks_BM.shape
+        if self._rows is None:
+            self._rows = self._row_index(heads)
+        count = self._rows.shape[0]
+        row_size = block_size * dim
+        out = self._scratch(count * row_size, kv_N2KSD.dtype, kv_N2KSD.device)
+        torch.index_select(
+            kv_N2KSD.view(-1, row_size), 0, self._rows, out=out.view(count, row_size)
+        )
+        return out.view(2, batch, heads, longest * block_size, dim)
+
+    def _row_index(self, heads: int) -> Tensor:
+        """Rows of one head in one block, in the order (key or value, sequence, head, block)."""
+        device = self._blocks_BM.device
+        kinds = torch.arange(2, device=device).view(2, 1, 1, 1) * heads
+        head = torch.arange(heads, device=device).view(1, 1, heads, 1)
+        return (self._blocks_BM[None, :, None] * (2 * heads) + kinds + head).flatten()
+
+
+def decode_groups(context: ForwardContext, rows: Sequence[int]) -> list[list[int]]:
+    """Splits decode rows so that padding and scratch memory stay small.
+
+    Rows of one group are in batch order where all fit one group.
+    """
+    blocks = {i: len(context.block_tables[i]) for i in rows}
+    by_length = sorted(rows, key=lambda i: -blocks[i])
+    groups: list[list[int]] = []
+    longest = 0
+    for index, row in enumerate(by_length):
+        padding = (len(by_length) - index) * (longest - blocks[row])
+        tokens = (len(groups[-1]) + 1) * longest * context.block_size if groups else 0
+        if not groups or padding > BLOCKS_PER_GROUP or tokens > MAX_GATHERED_TOKENS:
+            groups.append([])
+            longest = blocks[row]
+        groups[-1].append(row)
+    return [sorted(group) for group in groups]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_pio.workers.sampling.edits import edit_logits
+from inference_pio.workers.sampling.penalties import PenaltyState
+from inference_pio.workers.sampling.resolve import EffectiveSampling, RepetitionWindow
+from inference_pio.workers.sampling.row import SamplingRow, TokenBias
+from inference_pio.workers.types import TokenKind
+
+VOCAB = 24
+token_ids = st.integers(0, VOCAB - 1)
+tokens = st.tuples(token_ids, st.sampled_from([TokenKind.THOUGHT, TokenKind.CONTENT]))
+biases = st.dictionaries(token_ids, st.floats(-100, 100), max_size=4)
+
+cases = st.fixed_dictionaries(
+    {
+        "prompt": st.lists(token_ids, max_size=10),
+        "output": st.lists(tokens, max_size=30),
+        "repetition": st.sampled_from([0.5, 1.0, 1.5]),
+        "window": st.sampled_from(RepetitionWindow),
+        "presence": st.sampled_from([-2.0, 0.0, 0.3]),
+        "frequency": st.sampled_from([-0.7, 0.0, 2.0]),
+        "bias": st.none() | biases,
+        "banned": st.lists(token_ids, max_size=4),
+        "allowed": st.none() | st.sets(token_ids, min_size=1),
+    }
+)
+
+
+def row_of(case: dict) -> SamplingRow:  # type: ignore[type-arg]
+    penalties = PenaltyState(case["prompt"])
+    for token_id, kind in case["output"]:
+        penalties.append(token_id, kind)
+    bias, allowed = case["bias"], case["allowed"]
+    return SamplingRow(
+        EffectiveSampling(
+            presence_penalty=case["presence"],
+            frequency_penalty=case["frequency"],
+            repetition_penalty=case["repetition"],
+            repetition_window=case["window"],
+        ),
+        seed=0,
+        step=0,
+        penalties=penalties,
+        banned=tuple(case["banned"]),
+        bias=None
+        if bias is None
+        else TokenBias(
+            np.array(list(bias), dtype=np.int64), np.array(list(bias.values()), dtype=np.float32)
+        ),
+        allowed=None if allowed is None else np.array(sorted(allowed), dtype=np.int64),
+    )
+
+
+def edited(logits: list[float], case: dict) -> list[float]:  # type: ignore[type-arg]
+    """The definition, one token at a time in float64."""
+    counts = Counter(token_id for token_id, _ in case["output"])
+    penalised = {
+        RepetitionWindow.SEQUENCE: {*case["prompt"], *counts},
+        RepetitionWindow.THOUGHT: {t for t, kind in case["output"] if kind is TokenKind.THOUGHT},
+        RepetitionWindow.ANSWER: {t for t, kind in case["output"] if kind is TokenKind.CONTENT},
+    }[case["window"]]
+    result = []
+    for token_id, logit in enumerate(logits):
+        if token_id in penalised:
+            logit = logit / case["repetition"] if logit > 0 else logit * case["repetition"]
+        if counts[token_id]:
+            logit -= case["presence"] + case["frequency"] * counts[token_id]
+        logit += (case["bias"] or {}).get(token_id, 0.0)
+        allowed = case["allowed"] is None or token_id in case["allowed"]
+        result.append(logit if allowed and token_id not in case["banned"] else -np.inf)
+    return result
+
+
+@settings(deadline=None)
+@given(st.lists(cases, min_size=1, max_size=5), st.integers(0, 2**32 - 1))
+def test_rows_are_edited_as_one_token_at_a_time(cases: list[dict], seed: int) -> None:  # type: ignore[type-arg]
+    torch.manual_seed(seed)
+    logits_RV = torch.randn(len(cases), VOCAB + 3) * 5
+    logits_RV[:, VOCAB:] = 7.0
+    before = logits_RV.tolist()
+    edit_logits(logits_RV, [row_of(case) for case in cases])
+    for row, case in enumerate(cases):
+        np.testing.assert_allclose(
+            logits_RV[row, :VOCAB].tolist(), edited(before[row][:VOCAB], case), rtol=1e-5, atol=1e-5
+        )

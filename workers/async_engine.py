@@ -1,0 +1,157 @@
+"""The engine in a thread of its own.
+
+1. ``start`` launches the thread; it sleeps while there is nothing to do.
+2. ``submit`` checks a request where it is called, so a bad one is refused at once, and hands it
+   over; ``abort`` hands over a name.
+3. Each turn takes what was handed over, runs one engine step and gives all of its chunks to
+   ``on_step`` in one call.
+4. ``health`` is answered by a turn of the loop, so a hung or dead engine cannot look healthy.
+5. ``stop`` ends the thread; requests still open are aborted and told so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from .engine import Engine
+from .types import EngineStats, GenerateRequest, QueueFullError, TokenChunk
+
+OnStep = Callable[[list[TokenChunk]], None]
+
+
+class EngineDeadError(RuntimeError):
+    """The engine loop has ended; only a new process helps."""
+
+
+class AsyncEngine:
+    """A thread that drives one :class:`Engine`; every public method may be called from any thread."""
+
+    def __init__(self, engine: Engine, on_step: OnStep) -> None:
+        self.engine = engine
+        self._on_step = on_step
+        self._wake = threading.Condition()
+        self._arrivals: deque[GenerateRequest] = deque()
+        self._aborts: deque[str] = deque()
+        self._pings: deque[Future[None]] = deque()
+        self._stopping = False
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Launch the loop."""
+        self._thread.start()
+
+    def submit(self, request: GenerateRequest) -> None:
+        """Hand a request over.
+
+        Raises ``RequestError`` for one that can never be served, ``QueueFullError`` when as many
+        as the configuration allows are waiting, ``EngineDeadError`` after the loop has ended.
+        """
+        self.engine.validate(request)
+        with self._wake:
+            self._require_alive()
+            limit = self.engine.config.max_waiting
+            waiting = self.engine.num_waiting + len(self._arrivals)
+            if waiting >= limit:
+                raise QueueFullError(
+                    f"{waiting} requests are waiting and max_waiting is {limit}; try again later",
+                    code="queue_full",
+                )
+            self._arrivals.append(request)
+            self._wake.notify()
+
+    def abort(self, request_id: str) -> None:
+        """End a request; one that has ended already, or was never known, is left as it is."""
+        with self._wake:
+            self._aborts.append(request_id)
+            self._wake.notify()
+
+    def stats(self) -> EngineStats:
+        """Sizes and totals, as of the last step."""
+        return self.engine.stats()
+
+    async def health(self, timeout: float) -> None:
+        """Return after a real turn of the loop.
+
+        Raises ``EngineDeadError`` if the loop has ended, ``TimeoutError`` after ``timeout``
+        seconds without a turn.
+        """
+        ping: Future[None] = Future()
+        with self._wake:
+            self._require_alive()
+            self._pings.append(ping)
+            self._wake.notify()
+        await asyncio.wait_for(asyncio.wrap_future(ping), timeout)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the loop and abort what is still open."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def _require_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineDeadError(f"the engine loop ended: {self._failure}")
+        if self._stopping:
+            raise EngineDeadError("the engine is stopping")
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._turn()
+            self._on_step(self.engine.abort_all())
+        except BaseException:
+            self._die(traceback.format_exc(limit=-3))
+            raise
+        finally:
+            self._answer_pings()
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(
+                lambda: (
+                    self._stopping
+                    or self._arrivals
+                    or self._aborts
+                    or self._pings
+                    or self.engine.has_work
+                )
+            )
+            return not self._stopping
+
+    def _turn(self) -> None:
+        with self._wake:
+            arrivals, self._arrivals = self._arrivals, deque()
+            aborts, self._aborts = self._aborts, deque()
+        for request in arrivals:
+            self.engine.add(request)
+        for request_id in aborts:
+            self.engine.abort(request_id)
+        chunks = self.engine.step()
+        if chunks:
+            self._on_step(chunks)
+        self._answer_pings()
+
+    def _answer_pings(self) -> None:
+        with self._wake:
+            pings, self._pings = self._pings, deque()
+        for ping in pings:
+            if not ping.set_running_or_notify_cancel():
+                continue
+            if self._failure is None:
+                ping.set_result(None)
+            else:
+                ping.set_exception(EngineDeadError(self._failure))
+
+    def _die(self, reason: str) -> None:
+        with self._wake:
+            self._failure = reason
+            lost, self._arrivals = self._arrivals, deque()
+        self._on_step(self.engine.fail_all(reason, also=list(lost)))

@@ -1,0 +1,85 @@
+"""What one step runs: the scheduler's plain answer, and the lists a forward pass is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..kernels.context import ContextItem
+from .sequence import Sequence
+from .types import BlockId
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledSequence:
+    """The tokens ``[start, start + num_new_tokens)`` of one sequence.
+
+    ``samples`` says that these are all the tokens it has, so its last row's logits give the next.
+    """
+
+    sequence: Sequence
+    start: int
+    num_new_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """One step. Decode rows come first, each group in rank order.
+
+    ``block_copies`` (source, destination) run before the forward, in order or all reads before all
+    writes: no destination comes twice or is read later. ``preempted`` went back to the queue.
+    """
+
+    sequences: tuple[ScheduledSequence, ...] = ()
+    block_copies: tuple[tuple[BlockId, BlockId], ...] = ()
+    preempted: tuple[Sequence, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens in the whole step."""
+        return sum(scheduled.num_new_tokens for scheduled in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchInputs:
+    """A step as lists, sequence after sequence in the order of the batch.
+
+    ``token_ids`` has one entry a new token; ``items`` goes to ``build_context``; ``sample_rows``
+    are the rows of ``token_ids`` whose logits are needed, and ``sampled`` whose they are.
+    """
+
+    token_ids: list[int]
+    items: list[ContextItem]
+    sample_rows: list[int]
+    sampled: list[Sequence]
+
+
+class BatchBuilder:
+    """Collects one step's lists; ``build`` hands them out."""
+
+    def __init__(self) -> None:
+        self._inputs = BatchInputs([], [], [], [])
+
+    def add(self, scheduled: ScheduledSequence) -> None:
+        """Append one sequence's tokens."""
+        inputs, sequence = self._inputs, scheduled.sequence
+        end = scheduled.start + scheduled.num_new_tokens
+        inputs.token_ids.extend(sequence.token_ids[scheduled.start : end])
+        inputs.items.append(
+            ContextItem(sequence.block_table, scheduled.start, scheduled.num_new_tokens)
+        )
+        if scheduled.samples:
+            inputs.sample_rows.append(len(inputs.token_ids) - 1)
+            inputs.sampled.append(sequence)
+
+    def build(self) -> BatchInputs:
+        """The lists collected so far."""
+        return self._inputs
+
+    @classmethod
+    def from_batch(cls, batch: ScheduledBatch) -> BatchInputs:
+        """The lists of a whole batch, between ``schedule`` and ``commit``."""
+        builder = cls()
+        for scheduled in batch.sequences:
+            builder.add(scheduled)
+        return builder.build()

@@ -1,0 +1,190 @@
+"""One choice of one request: its sequence, and what turns sampled tokens into output.
+
+1. ``row`` says how the next token is sampled, in the phase the machine is in.
+2. ``take`` receives the sampled token, and behind it whatever the phase machine forces. Each passes
+   through the same steps: kind, counts, stop ids, stop strings, length.
+3. ``drain`` gives what is new since the last call as one numbered chunk.
+4. ``finish`` is the one way to end; the first reason given stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import LoopGuardConfig
+from .phases import PhaseMachine, PhaseTokens
+from .sampling.resolve import SamplingDefaults
+from .sampling.row import SampledToken, SamplingRow
+from .sampling.state import SamplingState
+from .sequence import Sequence
+from .text.pieces import PieceStream
+from .text.tokenizer import Tokenizer
+from .types import (
+    FinishReason,
+    GenerateRequest,
+    RequestError,
+    TokenChunk,
+    TokenKind,
+    TokenLogprob,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingContext:
+    """What all choices of an engine share."""
+
+    tokenizer: Tokenizer
+    phase_tokens: PhaseTokens
+    defaults: SamplingDefaults
+    loop_guard: LoopGuardConfig
+    eos: frozenset[int]
+
+
+class Choice:
+    """The mutable output state of one sequence."""
+
+    def __init__(
+        self, request: GenerateRequest, sequence: Sequence, context: DecodingContext, seed: int
+    ) -> None:
+        params = request.params
+        self.request = request
+        self.sequence = sequence
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: str | int | None = None
+        self.error: RequestError | None = None
+        self.prompt_logprobs: list[TokenLogprob | None] = []
+        self._own_stop_ids = frozenset(params.stop_token_ids)
+        stop_ids = self._own_stop_ids | (frozenset() if params.ignore_eos else context.eos)
+        self.phase = PhaseMachine(
+            request.prompt_token_ids,
+            context.phase_tokens,
+            budget=params.thinking_budget,
+            loop_guard=context.loop_guard if params.loop_guard else None,
+            stop_ids=stop_ids,
+        )
+        self._sampling = SamplingState(
+            params,
+            context.defaults,
+            self.phase.mode,
+            request.prompt_token_ids,
+            seed=seed,
+            stop_ids=stop_ids,
+        )
+        self._tokenizer = context.tokenizer
+        self._text = self._new_text()
+        self._kinds: list[TokenKind] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._num_drained = 0
+        self._finish_drained = False
+        self._prompt_logprobs_drained = params.prompt_logprobs is None
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def fork(self, sequence: Sequence, seed: int) -> Choice:
+        """Another choice of the same prompt, before either has output."""
+        assert not self._kinds, "choices part before the first output token"
+        other = object.__new__(Choice)
+        other.__dict__.update(self.__dict__)
+        other.sequence = sequence
+        other.phase = self.phase.fork()
+        other._sampling = self._sampling.fork(seed)
+        other._text = other._new_text()
+        other._kinds = []
+        other._logprobs = []
+        return other
+
+    def row(self) -> SamplingRow:
+        """How the next token is sampled."""
+        return self._sampling.row(self.phase.phase)
+
+    def take(self, sampled: SampledToken) -> None:
+        """Append a sampled token and the ids that the phase machine forces behind it."""
+        self._append(sampled.token_id, sampled.logprob)
+        while not self.finished and (forced := self.phase.take_forced()):
+            for token_id in forced:
+                if self.finished:
+                    return
+                # Nothing else could have stood here, so the token is certain.
+                self._append(token_id, TokenLogprob(token_id, 0.0, ((token_id, 0.0),)))
+
+    def finish(
+        self,
+        reason: FinishReason,
+        *,
+        stop_reason: str | int | None = None,
+        error: RequestError | None = None,
+    ) -> None:
+        """End the choice; a second reason changes nothing."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            self.stop_reason = stop_reason
+            self.error = error
+
+    def drain(self) -> TokenChunk | None:
+        """What is new since the last drain; ``None`` if nothing is."""
+        first = self._num_drained
+        fresh = self._kinds[first:]
+        ending = self.finished and not self._finish_drained
+        if not fresh and not ending:
+            return None
+        self._num_drained += len(fresh)
+        self._finish_drained = self.finished
+        prompt_logprobs = None
+        if not self._prompt_logprobs_drained:
+            prompt_logprobs = tuple(self.prompt_logprobs)
+            self._prompt_logprobs_drained = True
+        start = self.sequence.num_prompt_tokens + first
+        return TokenChunk(
+            request_id=self.request.request_id,
+            index=self.sequence.index,
+            first=first,
+            token_ids=tuple(self.sequence.token_ids[start : start + len(fresh)]),
+            kinds=tuple(fresh),
+            usage=self.usage(),
+            logprobs=(
+                tuple(self._logprobs[first:]) if self.request.params.logprobs is not None else None
+            ),
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            thought_end=self.phase.thought_end,
+            error=self.error,
+        )
+
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return Usage(
+            prompt_tokens=self.sequence.num_prompt_tokens,
+            cached_tokens=self.sequence.num_cached_tokens,
+            completion_tokens=len(self._kinds),
+            reasoning_tokens=self.phase.reasoning_tokens,
+        )
+
+    def _new_text(self) -> PieceStream | None:
+        """The output's text, followed only where stop strings are to be found in it."""
+        params = self.request.params
+        if not params.stop:
+            return None
+        return PieceStream(self._tokenizer, params.stop, everywhere=params.stop_in_thought)
+
+    def _append(self, token_id: int, logprob: TokenLogprob | None) -> None:
+        kind = self.phase.append(token_id)
+        self.sequence.append(token_id)
+        self._sampling.append(token_id, kind)
+        self._kinds.append(kind)
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if kind is TokenKind.STOP:
+            own = token_id if token_id in self._own_stop_ids else None
+            self.finish(FinishReason.STOP, stop_reason=own)
+            return
+        if self._text is not None:
+            self._text.feed(token_id, kind)
+            if self._text.matched is not None:
+                self.finish(FinishReason.STOP, stop_reason=self._text.matched)
+                return
+        if self.sequence.room == 0:
+            self.finish(FinishReason.LENGTH)

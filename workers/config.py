@@ -1,0 +1,84 @@
+"""Engine configuration: frozen, typed, unknown keys refused with the nearest right one."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class FrozenConfig(BaseModel):
+    """Base of every configuration section."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = list(cls.model_fields)
+        for key in data:
+            if key in known:
+                continue
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ValueError(f"{cls.__name__} has no key {key!r}; {hint}")
+        return data
+
+
+class LoopGuardConfig(FrozenConfig):
+    """When a thought counts as caught in a loop."""
+
+    min_repeats: int = Field(4, ge=2)
+    """Copies of the same run of tokens, back to back."""
+    min_tokens: int = Field(96, ge=8)
+    """Tokens that those copies span together."""
+    max_period: int = Field(256, ge=1)
+    """The longest run that is looked for, in tokens."""
+
+
+class EngineConfig(FrozenConfig):
+    """One engine: a model, its memory and its batch."""
+
+    model: str = "embedded"
+    """``embedded``, a checkpoint folder, or a hub name."""
+    dtype: DTypeName = "auto"
+    """Weights and KV cache; ``auto`` takes the checkpoint's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    block_size: int = Field(64, ge=1, le=1024)
+    """Tokens in a KV block."""
+    kv_cache_bytes: int | None = Field(None, ge=1)
+    """Size of the KV pool; ``None``: a share of the memory that is free after loading."""
+    kv_memory_share: float = Field(0.5, gt=0, lt=1)
+    """That share."""
+    max_model_len: int | None = Field(None, ge=2)
+    """Prompt plus output of one sequence; ``None``: the checkpoint's own limit."""
+    max_num_seqs: int = Field(64, ge=1)
+    """Sequences in one step."""
+    max_batched_tokens: int = Field(1024, ge=1)
+    """Token budget of one step: decode rows first, prefill chunks in what is left."""
+    max_waiting: int = Field(1024, ge=1)
+    """Requests that may wait; one more is refused."""
+    prefix_caching: bool = True
+    num_threads: int | None = Field(None, ge=1)
+    """CPU threads; ``None``: every core this process may use, one for a model of a few megabytes."""
+    seed: int = 0
+    """Seeds the requests that bring none."""
+    default_reservation: int = Field(512, ge=1)
+    """Output tokens reserved for a request that names no ``max_tokens``."""
+    aging_seconds: float = Field(5.0, gt=0)
+    """A waiting request gains one priority level each time it has waited this long."""
+    loop_guard: LoopGuardConfig = LoopGuardConfig()
+
+    @model_validator(mode="after")
+    def _batch_holds_every_sequence(self) -> Self:
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_batched_tokens ({self.max_batched_tokens}) is below max_num_seqs "
+                f"({self.max_num_seqs}): every running sequence needs one token a step"
+            )
+        return self

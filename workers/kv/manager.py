@@ -1,0 +1,258 @@
+"""KV blocks by sequence: prefix hits, reservations, growth, forks and copy-on-write.
+
+A sequence's blocks:
+1. ``admit`` takes the leading full blocks that the prefix index has and reserves the worst case;
+2. ``extend`` makes room for the next tokens before each step; a block that siblings share is
+   copied before the first of them writes to it, and the last of them writes in place;
+3. ``commit`` counts the step's tokens as computed and indexes the blocks they filled;
+4. ``fork`` lets children share every block of their parent;
+5. ``free`` gives all of them back, the tail first, so that the LRU order evicts tails first.
+
+Reservations are accounts, not blocks: ``num_available`` is what is free and promised to nobody.
+A running sequence that outgrows its reservation takes any free block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+
+from ..sequence import Sequence
+from ..types import BlockHash, BlockId
+from .block import IntegrityError, chain_hash, pack_tokens, root_hash
+from .pool import BlockPool
+
+BlockCopy = tuple[BlockId, BlockId]
+"""Source and destination of a whole block."""
+
+
+class KVManager:
+    """The block pool as sequences see it."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, fingerprint: bytes, *, prefix_caching: bool = True
+    ) -> None:
+        """``fingerprint`` names the model whose K and V these are."""
+        self.block_size = block_size
+        self.prefix_caching = prefix_caching
+        self.prefix_query_tokens = 0
+        """Tokens looked up at first admissions, since start."""
+        self.prefix_hit_tokens = 0
+        """Those that were found."""
+        self._pool = BlockPool(num_blocks)
+        self._fingerprint = fingerprint
+        self._reserved: dict[Sequence, int] = {}  # every sequence that holds blocks or a promise
+        self._num_promised = 0  # sum of _unused_reservation over them
+        self._num_copies_due = 0  # copies that shared, partly filled blocks will need
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool."""
+        return self._pool.num_blocks
+
+    @property
+    def num_used_blocks(self) -> int:
+        """Blocks in some sequence's block table."""
+        return self._pool.num_used
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks in the prefix index, in use or not."""
+        return self._pool.num_indexed
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens the empty pool holds: the longest sequence that can run alone."""
+        return self._pool.num_blocks * self.block_size
+
+    @property
+    def num_available(self) -> int:
+        """Free blocks less the unused part of every reservation; negative after outgrowth."""
+        return self._pool.num_free - self._num_promised - self._num_copies_due
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def shortfall(
+        self, sequence: Sequence, num_blocks: int, without: Collection[Sequence] = ()
+    ) -> int:
+        """Blocks missing to admit ``sequence`` with ``num_blocks`` reserved; 0 if none.
+
+        ``without`` asks what would be missing if those sequences were freed first. Prefix hits
+        that others use cost nothing; cached blocks that nobody uses are free blocks.
+        """
+        left = Counter(block_id for other in without for block_id in other.block_table)
+        missing = num_blocks - self.num_available - self._gain(without, left)
+        if missing <= 0:
+            return 0
+        ref_count = self._pool.ref_count
+        hits = self._prefix_hits(sequence)
+        return max(0, missing - sum(ref_count(hit) > left[hit] for hit in hits))
+
+    def admit(self, sequence: Sequence, num_blocks: int) -> bool:
+        """Take the prefix hits and reserve ``num_blocks`` in all; ``False`` if they do not fit."""
+        assert not sequence.block_table, "only a sequence without blocks is admitted"
+        assert sequence not in self._reserved, "a sequence is admitted once"
+        if self.shortfall(sequence, num_blocks):
+            return False
+        hits = list(self._prefix_hits(sequence))
+        for block_id in hits:
+            self._pool.share(block_id)
+        sequence.block_table = hits
+        sequence.num_computed_tokens = len(hits) * self.block_size
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.prefix_query_tokens += sequence.num_tokens
+            self.prefix_hit_tokens += sequence.num_cached_tokens
+        self._reserved[sequence] = num_blocks
+        self._num_promised += self._unused_reservation(sequence)
+        return True
+
+    def extend(self, sequence: Sequence, num_new_tokens: int) -> list[BlockCopy] | None:
+        """Make room to write ``num_new_tokens`` after the computed ones.
+
+        Returns the block copies to run before the write, or ``None``, with nothing changed, where
+        the free blocks do not suffice.
+        """
+        table = sequence.block_table
+        start = sequence.num_computed_tokens
+        missing = self.blocks_for(start + num_new_tokens) - len(table)
+        shared = self._shares_next_write(sequence)
+        if missing <= 0 and not shared:
+            return []
+        if max(missing, 0) + shared > self._pool.num_free:
+            return None
+        copies: list[BlockCopy] = []
+        if shared:
+            copies.append(self._copy_on_write(table, start // self.block_size))
+        if missing > 0:
+            before = self._unused_reservation(sequence)
+            table.extend(self._pool.allocate() for _ in range(missing))
+            self._num_promised += self._unused_reservation(sequence) - before
+        return copies
+
+    def commit(self, sequence: Sequence, num_new_tokens: int) -> None:
+        """Count tokens as computed and index the blocks they filled.
+
+        A block whose content the index already has, computed by another sequence at the same
+        time, is not entered: it stays the sequence's own.
+        """
+        first = sequence.num_computed_tokens // self.block_size
+        sequence.num_computed_tokens += num_new_tokens
+        last = sequence.num_computed_tokens // self.block_size
+        if last == first or not self.prefix_caching:
+            return
+        for number in range(first, last):
+            name, tokens = self._name(sequence, number), self._packed_block(sequence, number)
+            self._pool.register(sequence.block_table[number], name, tokens)
+
+    def fork(self, parent: Sequence, children: list[Sequence], num_blocks: int) -> None:
+        """Let every child share all blocks of ``parent``; each reserves ``num_blocks`` in all."""
+        assert parent.num_computed_tokens == parent.num_tokens, "a fork comes after the prompt"
+        self._num_promised -= self._unused_reservation(parent)
+        for child in children:
+            assert child not in self._reserved, "a child has no blocks of its own yet"
+            child.block_table = list(parent.block_table)
+            child.num_computed_tokens = parent.num_computed_tokens
+            for block_id in child.block_table:
+                self._pool.share(block_id)
+        for sequence in (parent, *children):
+            self._reserved[sequence] = num_blocks
+            self._num_promised += self._unused_reservation(sequence)
+        if parent.num_computed_tokens % self.block_size:
+            self._num_copies_due += len(children)
+
+    def free(self, sequence: Sequence) -> None:
+        """Give back all blocks and the reservation; nothing happens if there are none."""
+        if sequence not in self._reserved:
+            return
+        self._num_promised -= self._unused_reservation(sequence)
+        self._num_copies_due -= self._shares_next_write(sequence)
+        del self._reserved[sequence]
+        for block_id in reversed(sequence.block_table):
+            self._pool.release(block_id)
+        sequence.block_table = []
+        sequence.num_computed_tokens = 0
+
+    def _gain(self, others: Collection[Sequence], left: Counter[BlockId]) -> int:
+        """Growth of ``num_available`` if ``others``, whose references ``left`` counts, go."""
+        ref_count = self._pool.ref_count
+        unused = sum(self._unused_reservation(other) for other in others)
+        freed = sum(ref_count(block_id) == count for block_id, count in left.items())
+        sharers = Counter(
+            other.block_table[other.num_computed_tokens // self.block_size]
+            for other in others
+            if self._shares_next_write(other)
+        )
+        copies = sum(min(count, ref_count(block_id) - 1) for block_id, count in sharers.items())
+        return unused + freed + copies
+
+    def _unused_reservation(self, sequence: Sequence) -> int:
+        return max(0, self._reserved[sequence] - len(sequence.block_table))
+
+    def _shares_next_write(self, sequence: Sequence) -> bool:
+        """Whether the block that the next token goes to belongs to siblings too."""
+        table = sequence.block_table
+        number = sequence.num_computed_tokens // self.block_size
+        return number < len(table) and self._pool.ref_count(table[number]) > 1
+
+    def _copy_on_write(self, table: list[BlockId], number: int) -> BlockCopy:
+        source = table[number]
+        table[number] = self._pool.allocate()
+        self._pool.release(source)
+        self._num_copies_due -= 1
+        return source, table[number]
+
+    def _prefix_hits(self, sequence: Sequence) -> Iterator[BlockId]:
+        """Leading full blocks in the index, short of the last token, whose logits are needed."""
+        if not self.prefix_caching or sequence.params.prompt_logprobs is not None:
+            return
+        for number in range((sequence.num_tokens - 1) // self.block_size):
+            name, tokens = self._name(sequence, number), self._packed_block(sequence, number)
+            block_id = self._pool.lookup(name, tokens)
+            if block_id is None:
+                return
+            yield block_id
+
+    def _packed_block(self, sequence: Sequence, number: int) -> bytes:
+        start = number * self.block_size
+        return pack_tokens(sequence.token_ids[start : start + self.block_size])
+
+    def _name(self, sequence: Sequence, number: int) -> BlockHash:
+        """Name of a full block, worked out once together with those before it."""
+        names = sequence.block_hashes
+        while len(names) <= number:
+            parent = names[-1] if names else root_hash(self._fingerprint, sequence.cache_salt)
+            names.append(chain_hash(parent, self._packed_block(sequence, len(names))))
+        return names[number]
+
+    def check_integrity(self) -> None:
+        """Raise ``IntegrityError`` where blocks, tables, reservations and index disagree."""
+        self._pool.check_integrity(block for s in self._reserved for block in s.block_table)
+        promised = sum(self._unused_reservation(s) for s in self._reserved)
+        if promised != self._num_promised:
+            raise IntegrityError(f"{self._num_promised} blocks promised, reservations: {promised}")
+        writers = [s for s in self._reserved if self._shares_next_write(s)]
+        shared = {s.block_table[s.num_computed_tokens // self.block_size] for s in writers}
+        if len(writers) - len(shared) != self._num_copies_due:
+            raise IntegrityError(
+                f"{self._num_copies_due} block copies due, but {len(writers)} sequences "
+                f"share {len(shared)} partly filled blocks"
+            )
+        for sequence in self._reserved:
+            self._check_sequence(sequence)
+
+    def _check_sequence(self, sequence: Sequence) -> None:
+        who = f"sequence {sequence.request_id}[{sequence.index}]"
+        table = sequence.block_table
+        if sequence.num_computed_tokens > min(sequence.num_tokens, len(table) * self.block_size):
+            raise IntegrityError(
+                f"{who} has {sequence.num_computed_tokens} computed tokens, "
+                f"{sequence.num_tokens} tokens and {len(table)} blocks"
+            )
+        full = sequence.num_computed_tokens // self.block_size
+        for number, block_id in enumerate(table):
+            name = self._pool.hash_of(block_id)
+            if name is not None and (number >= full or name != self._name(sequence, number)):
+                raise IntegrityError(f"{who}: block {block_id} is indexed under another content")

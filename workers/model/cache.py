@@ -1,0 +1,68 @@
+"""The paged KV cache: one preallocated tensor for every layer's keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .config import ModelConfig
+
+
+class KVCache:
+    """``num_blocks`` blocks of ``block_size`` tokens.
+
+    ``blocks_LN2KSD``: layers, blocks, key and value, KV heads, tokens of a block, head_dim. Block
+    ``n`` of the whole model is ``blocks_LN2KSD[:, n]``; a layer sees its own ``layers[l]``.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"a KV cache has at least one block of one token, got {num_blocks} of {block_size}"
+            )
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        # zeros() maps pages only when they are first written; touching them here keeps page faults
+        # out of the first steps and makes a lack of memory show now.
+        self.blocks_LN2KSD = torch.empty(
+            config.num_layers,
+            num_blocks,
+            2,
+            config.num_kv_heads,
+            block_size,
+            config.head_dim,
+            dtype=dtype,
+            device=device,
+        ).zero_()
+        self.layers: tuple[Tensor, ...] = tuple(self.blocks_LN2KSD.unbind(0))
+
+    @staticmethod
+    def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
+        """Memory of one block over all layers."""
+        per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        return per_token * block_size * dtype.itemsize
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole blocks, (source, destination), as if all at once."""
+        if not pairs:
+            return
+        sources, destinations = (list(ids) for ids in zip(*pairs, strict=True))
+        self.blocks_LN2KSD[:, destinations] = self.blocks_LN2KSD[:, sources]
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Zeroes blocks that are about to be filled in part.
+
+        Attention may load the rest of a block at weight zero; an infinity or NaN left there by its
+        last owner would still spread.
+        """
+        if blocks:
+            self.blocks_LN2KSD[:, list(blocks)] = 0

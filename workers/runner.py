@@ -1,0 +1,126 @@
+"""Runs scheduled batches on the model: block copies, forward, logits, sampling.
+
+A forward that raises is run again sequence by sequence, so that only the sequence which cannot be
+computed fails. Running a chunk twice is safe: the same keys and values go to the same slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..kernels.context import build_context
+from .batch import BatchBuilder, BatchInputs, ScheduledBatch, ScheduledSequence
+from .model.qwen3 import Qwen3Model
+from .sampling.logprobs import prompt_logprobs
+from .sampling.row import SampledToken, SamplingError, SamplingRow
+from .sampling.sampler import Sampler
+from .sequence import Sequence as EngineSequence
+from .types import TokenLogprob
+
+_LOGIT_ROWS = 64
+"""Prompt positions whose logits are held at a time: a row of Qwen3's takes 600 KB."""
+
+RowsBySequence = Mapping[EngineSequence, Sequence[SamplingRow]]
+"""For each sequence that samples: one row a choice (several where it is about to be forked)."""
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step gave, by sequence; a sequence that failed is in ``errors`` alone."""
+
+    sampled: dict[EngineSequence, list[SampledToken | SamplingError]] = field(default_factory=dict)
+    prompt_logprobs: dict[EngineSequence, tuple[int, list[TokenLogprob]]] = field(
+        default_factory=dict
+    )
+    """The position of the first of these prompt tokens, and their log-probabilities."""
+    errors: dict[EngineSequence, Exception] = field(default_factory=dict)
+
+
+class ModelRunner:
+    """A model with its KV cache and sampler."""
+
+    def __init__(
+        self, model: Qwen3Model, *, num_blocks: int, block_size: int, num_tokens: int
+    ) -> None:
+        self.model = model
+        self.block_size = block_size
+        self.num_tokens = num_tokens
+        self.cache = model.new_cache(num_blocks, block_size)
+        self.sampler = Sampler(model.config.vocab_size, num_tokens)
+
+    @torch.inference_mode()
+    def run(self, batch: ScheduledBatch, rows: RowsBySequence) -> StepResult:
+        """Run one step; never raises for what a single sequence did."""
+        if batch.block_copies:
+            self.cache.copy_blocks(batch.block_copies)
+        result = StepResult()
+        try:
+            self._run_together(batch.sequences, rows, result)
+        except Exception as error:
+            if len(batch.sequences) == 1:
+                result.errors[batch.sequences[0].sequence] = error
+                return result
+            result = StepResult()
+            for scheduled in batch.sequences:
+                try:
+                    self._run_together((scheduled,), rows, result)
+                except Exception as alone:
+                    result.errors[scheduled.sequence] = alone
+        return result
+
+    def _run_together(
+        self,
+        scheduled: tuple[ScheduledSequence, ...],
+        rows: RowsBySequence,
+        result: StepResult,
+    ) -> None:
+        inputs = BatchBuilder.from_batch(ScheduledBatch(scheduled))
+        hidden_TH = self._forward(inputs)
+        start = 0
+        for item in scheduled:
+            if item.sequence.params.prompt_logprobs is not None:
+                chunk = hidden_TH[start : start + item.num_new_tokens]
+                found = self._prompt_logprobs(item, chunk)
+                result.prompt_logprobs[item.sequence] = (item.start + 1, found)
+            start += item.num_new_tokens
+        if inputs.sampled:
+            result.sampled.update(self._sample(hidden_TH, inputs, rows))
+
+    def _forward(self, inputs: BatchInputs) -> Tensor:
+        device = self.model.device
+        token_ids_T = torch.tensor(inputs.token_ids, dtype=torch.int64, device=device)
+        context = build_context(inputs.items, self.block_size, device)
+        return self.model.forward(token_ids_T, context, self.cache)
+
+    def _sample(
+        self, hidden_TH: Tensor, inputs: BatchInputs, rows: RowsBySequence
+    ) -> dict[EngineSequence, list[SampledToken | SamplingError]]:
+        logits_RV = self.model.logits(hidden_TH[inputs.sample_rows])
+        counts = [len(rows[sequence]) for sequence in inputs.sampled]
+        if any(count != 1 for count in counts):
+            logits_RV = logits_RV.repeat_interleave(
+                torch.tensor(counts, device=logits_RV.device), dim=0
+            )
+        flat = [row for sequence in inputs.sampled for row in rows[sequence]]
+        tokens = iter(self.sampler.sample(logits_RV, flat))
+        return {
+            sequence: [next(tokens) for _ in range(count)]
+            for sequence, count in zip(inputs.sampled, counts, strict=True)
+        }
+
+    def _prompt_logprobs(self, item: ScheduledSequence, hidden_TH: Tensor) -> list[TokenLogprob]:
+        """Of the prompt tokens that follow this chunk's positions."""
+        sequence, top = item.sequence, item.sequence.params.prompt_logprobs
+        assert top is not None
+        stop = min(item.start + item.num_new_tokens + 1, sequence.num_prompt_tokens)
+        next_ids = sequence.token_ids[item.start + 1 : stop]
+        found: list[TokenLogprob] = []
+        for first in range(0, len(next_ids), _LOGIT_ROWS):
+            ids = next_ids[first : first + _LOGIT_ROWS]
+            logits_TV = self.model.logits(hidden_TH[first : first + len(ids)])
+            found += prompt_logprobs(logits_TV, ids, top, self.num_tokens)
+        return found

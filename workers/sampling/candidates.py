@@ -1,0 +1,77 @@
+"""Finds the best tokens of a row without sorting the vocabulary.
+
+A row is cut into blocks of 128 neighbours. The maxima of the blocks take one fast pass over the
+logits, and tell whether a row is sound, where its best token is, and which k blocks hold its k
+best tokens: a k-th best block maximum is at most the k-th best token.
+
+Shapes: R rows, V vocabulary rows with padding, N tokens that exist, M blocks, K candidates.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+
+
+def block_maxima(logits_RV: Tensor, num_tokens: int) -> Tensor:
+    """The maximum of each block of the first ``num_tokens`` columns, [R, M]; NaN where one is."""
+    whole = num_tokens // BLOCK
+    blocks_RMB = logits_RV[:, : whole * BLOCK].view(len(logits_RV), whole, BLOCK)
+    maxima_RM = blocks_RMB.amax(2)
+    if num_tokens % BLOCK == 0:
+        return maxima_RM
+    last_R1 = logits_RV[:, whole * BLOCK : num_tokens].amax(1, keepdim=True)
+    return torch.cat((maxima_RM, last_R1), dim=1)
+
+
+def best_tokens(logits_RV: Tensor, maxima_RM: Tensor, row_G: Tensor, num_tokens: int) -> Tensor:
+    """The best token of each row in ``row_G``, [G]; of equals the lowest id."""
+    block_G1 = maxima_RM[row_G].argmax(1, keepdim=True)
+    values_GB, ids_GB = _members(logits_RV, row_G, block_G1, num_tokens)
+    return ids_GB.gather(1, values_GB.argmax(1, keepdim=True)).squeeze(1)
+
+
+def top_candidates(
+    logits_RV: Tensor, maxima_RM: Tensor, row_G: Tensor, count: int, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` best of each row in ``row_G``: values [G, K] and ids [G, K], best first.
+
+    Equals are ordered by id. Which of several equals of the last value are in is not defined.
+    """
+    count = min(count, num_tokens)
+    # With most blocks in, gathering them costs more than one selection over the row.
+    if count * 4 < maxima_RM.shape[1]:
+        block_GK = maxima_RM[row_G].topk(count, dim=1, sorted=False).indices
+        values_GC, ids_GC = _members(logits_RV, row_G, block_GK, num_tokens)
+        values_GK, place_GK = values_GC.topk(count, dim=1, sorted=False)
+        ids_GK = ids_GC.gather(1, place_GK)
+    else:
+        rows_GN = logits_RV[:, :num_tokens]
+        if len(row_G) != len(logits_RV):
+            rows_GN = rows_GN[row_G]
+        values_GK, ids_GK = rows_GN.topk(count, dim=1, sorted=False)
+    return in_order(values_GK, ids_GK)
+
+
+def in_order(values_GK: Tensor, ids_GK: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sorted by value, best first; equals by id, lowest first."""
+    ids_GK, order_GK = ids_GK.sort(dim=1)
+    values_GK, by_value_GK = values_GK.gather(1, order_GK).sort(dim=1, descending=True, stable=True)
+    return values_GK, ids_GK.gather(1, by_value_GK)
+
+
+def _members(
+    logits_RV: Tensor, row_G: Tensor, block_GK: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Values and ids of every token in the given blocks, [G, K * 128] each.
+
+    Places past the last token hold minus infinity.
+    """
+    offset_B = torch.arange(BLOCK, device=logits_RV.device)
+    ids_GC = (block_GK.unsqueeze(2) * BLOCK + offset_B).flatten(1)
+    inside_GC = ids_GC < num_tokens
+    ids_GC = ids_GC.clamp(max=num_tokens - 1)
+    values_GC = logits_RV[row_G.unsqueeze(1), ids_GC]
+    return values_GC.masked_fill(~inside_GC, -torch.inf), ids_GC

@@ -1,0 +1,341 @@
+"""Which sequences run in the next step, and on how many of their tokens.
+
+A sequence's life here:
+1. ``add`` puts it in the queue, ordered by rank (see ``Rank``): the head is admitted first and
+   nobody overtakes it, and every arrival after a bounded time ranks behind it, so none starves;
+2. it is admitted when the free blocks cover its worst case and a place in the batch is free;
+3. ``schedule`` gives it tokens each step: decode rows first, then the shortest remainders;
+4. ``commit`` counts them as computed; after the prompt, ``fork`` adds the request's other choices;
+5. when a running sequence finds no free block, the last-ranked one is preempted: its blocks go, its
+   tokens stay and are computed again after a new admission at its old rank. The first-ranked one is
+   never preempted for blocks, so the engine always gets on;
+6. ``finish`` or ``abort`` frees it, from whatever state, once or many times over.
+
+The scheduler sees no block ids, no clock and no tensors: the policy is the pure functions below.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from itertools import pairwise
+from operator import attrgetter
+
+from .batch import ScheduledBatch, ScheduledSequence
+from .config import EngineConfig
+from .kv.block import IntegrityError
+from .kv.manager import BlockCopy, KVManager
+from .sequence import Rank, Sequence, SequenceStatus
+from .types import SamplingParams
+
+_by_rank = attrgetter("rank")
+
+
+def share_budget(pending: Items[int], budget: int) -> list[int]:
+    """Tokens for each running sequence, given in rank order with its uncomputed tokens.
+
+    One pending token is a decode row and is served first. What is left goes to the shortest
+    remainders: a forced text inside an answer does not wait for a long prompt, and a nearly
+    finished prompt is finished. The sum is at most ``budget``.
+    """
+    shares = [1 if count == 1 else 0 for count in pending]
+    left = budget - sum(shares)
+    if left < 0:
+        raise ValueError(f"{sum(shares)} decode rows exceed the budget of {budget} tokens")
+    chunks = [i for i, count in enumerate(pending) if count > 1]
+    for i in sorted(chunks, key=pending.__getitem__):
+        shares[i] = min(pending[i], left)
+        left -= shares[i]
+    return shares
+
+
+def worst_case_blocks(prompt: int, total: int, choices: int, block_size: int) -> int:
+    """Blocks for ``choices`` sequences of ``total`` tokens that share their full prompt blocks."""
+    shared = prompt // block_size
+    return shared + choices * (-(-total // block_size) - shared)
+
+
+def fewest(limit: int, enough: Callable[[int], bool]) -> int | None:
+    """The smallest count up to ``limit`` that is enough, ``None`` if not even ``limit`` is.
+
+    More must never be worse than less: found by bisection.
+    """
+    if not enough(limit):
+        return None
+    return bisect_left(range(limit), True, key=enough)
+
+
+class Scheduler:
+    """Continuous batching over one ``KVManager``."""
+
+    def __init__(self, config: EngineConfig, kv: KVManager) -> None:
+        self._config = config
+        self._kv = kv
+        self._waiting: list[Sequence] = []  # both lists in rank order
+        self._running: list[Sequence] = []
+        self._choices: dict[str, list[Sequence]] = {}  # live sequences by request
+        self._num_slots_used = 0  # running sequences and the choices still to be forked from them
+        self._next_ticket = 0
+        self.num_preemptions = 0
+        """Preemptions since start."""
+
+    # --- the policy -----------------------------------------------------------------------------
+
+    def schedule(self, now: float) -> ScheduledBatch:
+        """The next step. ``now`` (seconds) is noted in sequences that leave the queue.
+
+        Run the block copies and the forward, then ``commit`` the batch; if the forward fails,
+        ``finish`` every sequence in it.
+        """
+        preempted = self._preempt_for_priority()
+        num_forced_out = self.num_preemptions
+        shares = share_budget(
+            [s.num_uncomputed_tokens for s in self._running], self._config.max_batched_tokens
+        )
+        scheduled: list[tuple[Sequence, int]] = []
+        copies: list[BlockCopy] = []
+        for sequence, tokens in zip(tuple(self._running), shares, strict=True):
+            if tokens == 0 or sequence.status is not SequenceStatus.RUNNING:
+                continue
+            while (own_copies := self._kv.extend(sequence, tokens)) is None:
+                preempted.append(self._running[-1])
+                self._preempt(self._running[-1])
+                if preempted[-1] is sequence:
+                    break
+            else:
+                scheduled.append((sequence, tokens))
+                copies.extend(own_copies)
+        if self.num_preemptions == num_forced_out:  # else there is no block to spare
+            budget = self._config.max_batched_tokens - sum(tokens for _, tokens in scheduled)
+            scheduled.extend(self._admissions(budget, now))
+        return _batch(scheduled, copies, preempted)
+
+    def _admissions(self, budget: int, now: float) -> list[tuple[Sequence, int]]:
+        """Admit from the head of the queue while tokens, slots and blocks last."""
+        admitted: list[tuple[Sequence, int]] = []
+        while self._waiting and budget > 0:
+            head = self._waiting[0]
+            if self._missing_slots(head) or not self._kv.admit(head, self._reservation(head)):
+                break
+            self._start(self._waiting.pop(0), now)
+            tokens = min(head.num_uncomputed_tokens, budget)
+            copies = self._kv.extend(head, tokens)
+            assert copies == [], "an admission's first chunk lies in its own reserved blocks"
+            admitted.append((head, tokens))
+            budget -= tokens
+        return admitted
+
+    def _preempt_for_priority(self) -> list[Sequence]:
+        """Make room for the head of the queue at the cost of strictly worse base priorities.
+
+        Worst rank first, nobody twice, and nobody at all where it would not be enough or where
+        the others leave the head no token of this step.
+        """
+        if not self._waiting:
+            return []
+        head = self._waiting[0]
+        worse = [
+            s
+            for s in reversed(self._running)
+            if s.priority > head.priority and s.rank > head.rank and not s.num_priority_preemptions
+        ]
+        if not worse:
+            return []
+        blocks = self._reservation(head)
+
+        def enough(count: int) -> bool:
+            slots = sum(1 + s.num_pending_choices for s in worse[:count])
+            return slots >= self._missing_slots(head) and not self._kv.shortfall(
+                head, blocks, without=worse[:count]
+            )
+
+        victims = worse[: fewest(len(worse), enough) or 0]
+        others = set(self._running).difference(victims)
+        if sum(s.num_uncomputed_tokens for s in others) >= self._config.max_batched_tokens:
+            return []
+        for victim in victims:
+            victim.num_priority_preemptions += 1
+            self._preempt(victim)
+        return victims
+
+    def _reservation(self, sequence: Sequence) -> int:
+        total = sequence.worst_case_tokens(self._config.default_reservation)
+        return self._reserved_blocks(
+            sequence.params, sequence.num_prompt_tokens, total, 1 + sequence.num_pending_choices
+        )
+
+    def _reserved_blocks(
+        self, params: SamplingParams, prompt: int, total: int, choices: int
+    ) -> int:
+        """The worst case in blocks; without a named ``max_tokens`` never more than there are."""
+        blocks = worst_case_blocks(prompt, total, choices, self._kv.block_size)
+        return blocks if params.max_tokens is not None else min(blocks, self._kv.num_blocks)
+
+    def _missing_slots(self, sequence: Sequence) -> int:
+        free = self._config.max_num_seqs - self._num_slots_used
+        return max(0, 1 + sequence.num_pending_choices - free)
+
+    # --- arrivals and ends ----------------------------------------------------------------------
+
+    def refusal(self, prompt_len: int, params: SamplingParams) -> str | None:
+        """Why a request could never run in this engine, with the numbers; ``None`` if it can."""
+        if params.n > self._config.max_num_seqs:
+            return (
+                f"n is {params.n}; this engine runs at most {self._config.max_num_seqs} "
+                "sequences at a time"
+            )
+        output = 1 if params.max_tokens is None else params.max_tokens
+        size, have = self._kv.block_size, self._kv.num_blocks
+        need = worst_case_blocks(prompt_len, prompt_len + output, params.n, size)
+        if need <= have:
+            return None
+        choices = "" if params.n == 1 else f" for each of {params.n} choices"
+        return (
+            f"a prompt of {prompt_len} tokens with {output} output tokens{choices} needs {need} "
+            f"KV blocks of {size} tokens; this engine has {have}"
+        )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence.
+
+        Raises ``ValueError`` if it could outgrow an empty pool: refuse such requests first, and
+        keep ``max_len`` within ``KVManager.capacity_tokens``.
+        """
+        reason = self.refusal(sequence.num_prompt_tokens, sequence.params)
+        if reason is None and sequence.max_len > self._kv.capacity_tokens:
+            reason = f"max_len is {sequence.max_len}; the KV cache holds {self._kv.capacity_tokens}"
+        if reason is None and sequence.request_id in self._choices:
+            reason = "a request of that id is in the engine"
+        if reason is not None:
+            raise ValueError(f"sequence {sequence.request_id}[{sequence.index}]: {reason}")
+        self._choices[sequence.request_id] = [sequence]
+        effective = sequence.priority + sequence.arrival / self._config.aging_seconds
+        sequence.rank = Rank(effective, sequence.arrival, self._next_ticket, sequence.index)
+        self._next_ticket += 1
+        insort(self._waiting, sequence, key=_by_rank)
+
+    def fork(self, parent: Sequence, children: list[Sequence]) -> None:
+        """Start the other choices of a request whose prompt is computed.
+
+        Call between ``commit`` and the first ``append``, with ``parent.fork(index)`` for each
+        index from 1 on.
+        """
+        assert parent.status is SequenceStatus.RUNNING, "only a running sequence is forked"
+        assert len(children) == parent.num_pending_choices, "a request forks once, into all choices"
+        parent.num_pending_choices = 0
+        self._kv.fork(parent, children, self._reservation(parent))
+        self._choices[parent.request_id].extend(children)
+        for child in children:
+            child.status = SequenceStatus.RUNNING
+            rank = parent.rank
+            child.rank = Rank(rank.effective, rank.arrival, rank.ticket, child.index)
+            insort(self._running, child, key=_by_rank)
+
+    def commit(self, batch: ScheduledBatch) -> None:
+        """Count the tokens of a step that ran; sequences that ended meanwhile are passed over."""
+        for scheduled in batch.sequences:
+            if scheduled.sequence.status is SequenceStatus.RUNNING:
+                self._kv.commit(scheduled.sequence, scheduled.num_new_tokens)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Free a sequence; nothing happens to one that has ended already."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return
+        if sequence.status is SequenceStatus.RUNNING:
+            self._stop(sequence)
+        else:
+            self._waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        choices = self._choices[sequence.request_id]
+        choices.remove(sequence)
+        if not choices:
+            del self._choices[sequence.request_id]
+
+    def abort(self, request_id: str) -> list[Sequence]:
+        """Free every live choice of a request and return them: none for an unknown id."""
+        choices = list(self._choices.get(request_id, ()))
+        for sequence in choices:
+            self.finish(sequence)
+        return choices
+
+    def _start(self, sequence: Sequence, now: float) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        if sequence.admitted_at is None:
+            sequence.admitted_at = now
+        self._num_slots_used += 1 + sequence.num_pending_choices
+        insort(self._running, sequence, key=_by_rank)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._num_slots_used -= 1 + sequence.num_pending_choices
+        self._kv.free(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop(sequence)
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        insort(self._waiting, sequence, key=_by_rank)
+
+    # --- views ----------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Sequences with blocks, in rank order."""
+        return tuple(self._running)
+
+    @property
+    def waiting(self) -> tuple[Sequence, ...]:
+        """The queue, in the order in which it will be admitted."""
+        return tuple(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Length of ``running``."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Length of ``waiting``."""
+        return len(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self._running or self._waiting)
+
+    def check_integrity(self) -> None:
+        """Raise ``IntegrityError`` where the lists, the slots or the KV books disagree."""
+        self._kv.check_integrity()
+        for status, items in (
+            (SequenceStatus.WAITING, self._waiting),
+            (SequenceStatus.RUNNING, self._running),
+        ):
+            if any(s.status is not status for s in items):
+                raise IntegrityError(f"a sequence in the {status.value} list says otherwise")
+            if any(a.rank >= b.rank for a, b in pairwise(items)):
+                raise IntegrityError(f"the {status.value} list is out of order")
+        if any(s.block_table or s.num_computed_tokens for s in self._waiting):
+            raise IntegrityError("a waiting sequence holds blocks")
+        live = {id(s) for choices in self._choices.values() for s in choices}
+        if live != {id(s) for s in (*self._waiting, *self._running)}:
+            raise IntegrityError("the sequences by request are not those that wait or run")
+        slots = sum(1 + s.num_pending_choices for s in self._running)
+        if slots != self._num_slots_used or slots > self._config.max_num_seqs:
+            raise IntegrityError(
+                f"{self._num_slots_used} of {self._config.max_num_seqs} slots are booked, "
+                f"{slots} are in use"
+            )
+
+
+def _batch(
+    scheduled: list[tuple[Sequence, int]], copies: list[BlockCopy], preempted: list[Sequence]
+) -> ScheduledBatch:
+    """Freeze a step, its decode rows in front."""
+    rows = [
+        ScheduledSequence(s, s.num_computed_tokens, n, s.num_computed_tokens + n == s.num_tokens)
+        for s, n in scheduled
+    ]
+    rows.sort(key=lambda row: row.num_new_tokens > 1)
+    return ScheduledBatch(tuple(rows), tuple(copies), tuple(preempted))
