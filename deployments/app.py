@@ -9,13 +9,15 @@ from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
 from .config import load_config
+from .edge import CALLBACK_IMPORT_PATH
 from .engine_replica import EngineReplica
-from .ingress import IngressServer
-from .replica_router import AimedRequestRouter
+from .ingress_replica import IngressReplica
 
 # Concurrency is bounded by our own gate and the engine's queue, which answer with a reason;
 # Serve's limits only have to lie above both.
 UNBOUNDED = 1_000_000
+EDGE_SETTING = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+ROUTER = "inference_pio.deployments.replica_router:AimedRequestRouter"
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -26,7 +28,6 @@ def build(args: dict[str, Any]) -> Application:
     config = load_config(args)
     replicas = config.replicas
     engine = serve.deployment(
-        EngineReplica,
         name="engine",
         num_replicas=replicas.engine_replicas,
         max_ongoing_requests=UNBOUNDED,
@@ -34,13 +35,16 @@ def build(args: dict[str, Any]) -> Application:
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
         ray_actor_options={"num_cpus": replicas.engine_num_cpus},
-        request_router_config=RequestRouterConfig(request_router_class=AimedRequestRouter),
-    ).bind(config.engine, replicas.health_timeout_s)
+        request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
+    )(EngineReplica).bind(config.engine, replicas.health_timeout_s)
     return serve.deployment(
-        IngressServer,
         name="ingress",
         num_replicas=replicas.ingress_replicas,
         max_ongoing_requests=UNBOUNDED,
         graceful_shutdown_timeout_s=10,
-        ray_actor_options={"num_cpus": 0},
-    ).bind(config, engine)
+        # Serve's own handling of a request must see the headers that our outermost layer leaves.
+        ray_actor_options={
+            "num_cpus": 0,
+            "runtime_env": {"env_vars": {EDGE_SETTING: CALLBACK_IMPORT_PATH}},
+        },
+    )(IngressReplica).bind(config, engine)

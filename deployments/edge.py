@@ -1,7 +1,7 @@
 """The outermost layer of HTTP: one clean request id, bounded headers.
 
-Ray Serve echoes ``X-Request-Id`` as it came and acts on headers of its own, so the launcher also
-puts this layer around Serve (``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``, see ``middlewares``).
+Ray Serve echoes ``X-Request-Id`` as it came and acts on headers of its own, so ``build`` also puts
+this layer around Serve's handling (``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH``).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class EngineService:
         """End the engine thread; open requests are aborted and told so."""
         self._engine.stop()
 
-    def facts(self) -> ModelFacts:
+    async def facts(self) -> ModelFacts:
         """Limits of the loaded model."""
         engine = self._engine.engine
         return ModelFacts(
@@ -88,7 +88,7 @@ class EngineService:
             num_tokens=engine.loaded.tokenizer.num_tokens,
         )
 
-    def stats(self, *, replica_id: str) -> EngineStats:
+    async def stats(self, *, replica_id: str) -> EngineStats:
         """Sizes and totals, as of the last step."""
         self._require_me(replica_id)
         return self._engine.stats()

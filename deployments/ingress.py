@@ -1,4 +1,4 @@
-"""The HTTP side: an ASGI application over any engine transport, and its Ray Serve deployment."""
+"""The HTTP side: an ASGI application over any engine transport; knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ray import serve
-from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -17,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from ..workers.types import RequestError
 from .access import AccessMiddleware
 from .api.chat import chat_completions
 from .api.completions import completions
@@ -35,7 +34,6 @@ from .api.tokens import detokenize, tokenize
 from .auth import ApiKeyMiddleware
 from .config import ServiceConfig, load_api_keys
 from .edge import EdgeMiddleware
-from .engine_replica import RayTransport
 from .limits import AdmissionGate
 from .metrics import Metrics
 from .stream_mux import EngineTransport, StreamMux
@@ -85,7 +83,9 @@ async def create_app(config: ServiceConfig, transport: EngineTransport) -> ASGIA
     return Starlette(
         routes=_routes(service),
         middleware=layers,
-        exception_handlers={HTTPException: answer_error, Exception: answer_error},
+        exception_handlers=dict.fromkeys(
+            (HTTPException, ApiError, RequestError, Exception), answer_error
+        ),
         lifespan=lifespan,
     )
 
@@ -132,15 +132,3 @@ def _http_error(request: Request, error: HTTPException) -> ApiError:
             headers=error.headers,
         )
     return ApiError(error.status_code, error.detail, headers=error.headers)
-
-
-@serve.ingress()
-class IngressServer:
-    """The application inside a Serve replica; built once the engine has said what it serves."""
-
-    def __init__(self, config: ServiceConfig, engine: DeploymentHandle[Any]) -> None:
-        self._config = config
-        self._transport = RayTransport(engine)
-
-    async def __serve_build_asgi_app__(self) -> ASGIApp:
-        return await create_app(self._config, self._transport)

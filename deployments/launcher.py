@@ -25,9 +25,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import psutil
+
 from .application_file import Application
 from .local_ports import free_ports, is_answering, require_free_port
-from .own_processes import adopt_orphans, end_descendants
+from .own_processes import adopt_orphans, descendants, end_descendants, is_alive
 
 START_TIMEOUT_S = 600.0
 """Loading 4B parameters from a slow disk takes minutes; a start longer than this is a hang."""
@@ -94,6 +96,12 @@ class LocalServer:
     def __init__(self, application: Application) -> None:
         self._application = application
         self._folder: Path | None = None
+        self._vital: list[psutil.Process] = []
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether Ray's own processes are all there."""
+        return bool(self._vital) and all(is_alive(process) for process in self._vital)
 
     @property
     def address(self) -> str:
@@ -115,10 +123,13 @@ class LocalServer:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        # In a thread: when Ray's own processes are gone, its shutdown can wait for ever.
+        # In a thread, and only while Ray lives: its shutdown waits for ever on a dead one, and a
+        # signal to the whole process group (timeout(1), systemd) reaches Ray as well.
         orderly = threading.Thread(target=_shut_down_ray, daemon=True)
         orderly.start()
-        orderly.join(STOP_TIMEOUT_S)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while orderly.is_alive() and self.is_alive and time.monotonic() < deadline:
+            orderly.join(0.1)
         end_descendants(grace_s=3.0)
         if self._folder is not None and not isinstance(error, LaunchError):
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -158,6 +169,7 @@ class LocalServer:
         )
         # Ray puts its own handler there, which would end this process without cleaning up.
         signal.signal(signal.SIGTERM, on_term)
+        self._vital = [p for p in descendants() if p.name() in ("raylet", "gcs_server")]
 
     def _deploy(self) -> None:
         from ray.serve._private.api import serve_start

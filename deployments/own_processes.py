@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
@@ -22,7 +23,7 @@ def adopt_orphans() -> None:
 
 def descendants() -> list[psutil.Process]:
     """Every living process below this one; zombies are reaped."""
-    return [p for p in psutil.Process().children(recursive=True) if not _is_zombie(p)]
+    return [p for p in psutil.Process().children(recursive=True) if is_alive(p)]
 
 
 def end_descendants(grace_s: float) -> int:
@@ -44,18 +45,17 @@ def end_descendants(grace_s: float) -> int:
         psutil.wait_procs(stubborn, timeout=grace_s)
 
 
-def _is_zombie(process: psutil.Process) -> bool:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; a zombie does not, and is reaped if it is a child."""
     try:
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return False
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return True
         process.wait(timeout=0)
     except psutil.Error:
         pass
-    return True
+    return False
 
 
 def _quietly(process: psutil.Process, action: str) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         getattr(process, action)()
-    except psutil.NoSuchProcess:
-        pass

@@ -36,7 +36,10 @@ class Attention(Protocol):
     """Attention of one step's batch, planned once and called for every layer."""
 
     def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
-        """Causal attention of every new token over its own sequence, [T, H * D]."""
+        """Causal attention of every new token over its own sequence, [T, H * D].
+
+        Queries come scaled: scores are plain products.
+        """
         ...
 
 
@@ -73,8 +76,8 @@ class Kernels(Protocol):
         """QK-norm and RoPE on queries and keys, then keys and values into the cache.
 
         ``qkv_TC`` holds queries, keys and values of each token side by side and may be
-        overwritten; ``weight_AD`` the norm weight of each query head, then of each key head.
-        Returns the queries, [T, H, D].
+        overwritten. ``weight_AD``, float32, has the norm weight of each query head, times the
+        softmax scale, then of each key head. Returns the queries, [T, H, D].
         """
         ...
 

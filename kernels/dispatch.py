@@ -8,8 +8,7 @@ import torch
 
 from .api import Kernels
 from .reference import ReferenceKernels
-from .torch_cpu import TorchCPUKernels
-from .torch_sdpa import TorchKernels
+from .torch_ops import TorchKernels
 
 OVERRIDE = "INFERENCE_PIO_KERNELS"
 
@@ -25,6 +24,8 @@ def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
         return ReferenceKernels()
     if choice != "torch":
         raise ValueError(f"{OVERRIDE} is {choice!r}; it is 'reference' or 'torch'")
-    if device.type == "cpu":
+    if device.type == "cpu" and torch._C._has_mkldnn:
+        from .torch_cpu import TorchCPUKernels
+
         return TorchCPUKernels(dtype)
     return TorchKernels()

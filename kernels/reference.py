@@ -58,12 +58,12 @@ class ReferenceAttention:
             values_LHD = values_LKD.repeat_interleave(groups, dim=1)
             for start, end in self._chunks(sequence):
                 scores = torch.einsum("qhd,lhd->hql", q_THD[start:end].float(), keys_LHD)
-                visible_QL = (
-                    torch.arange(keys_LHD.shape[0], device=q_THD.device)
-                    <= self.context.positions_T[start:end, None]
-                )
-                scores = (scores * head_dim**-0.5).masked_fill(~visible_QL, float("-inf"))
-                out = torch.einsum("hql,lhd->qhd", scores.softmax(dim=-1), values_LHD)
+                # Row t of the sequence's new tokens stands at the key of the same token.
+                offset = keys_LHD.shape[0] - self.context.query_starts[sequence + 1]
+                rows = torch.arange(start, end, device=q_THD.device)[:, None] + offset
+                visible_QL = torch.arange(keys_LHD.shape[0], device=q_THD.device) <= rows
+                weights = scores.masked_fill(~visible_QL, float("-inf")).softmax(dim=-1)
+                out = torch.einsum("hql,lhd->qhd", weights, values_LHD)
                 out_THD[start:end] = out.to(q_THD.dtype)
         return out_THD.view(num_tokens, num_heads * head_dim)
 
@@ -112,12 +112,11 @@ class ReferenceKernels:
         _, _, num_kv_heads, block_size, head_dim = kv_N2KSD.shape
         num_heads = weight_AD.shape[0] - num_kv_heads
         heads_THD = qkv_TC.view(qkv_TC.shape[0], -1, head_dim)
-        qk_TAD, v_TKD = heads_THD.split([weight_AD.shape[0], num_kv_heads], dim=1)
-        qk_TAD = rotate(self.rms_norm(qk_TAD, weight_AD, eps), cos_TE, sin_TE)
-        q_THD, k_TKD = qk_TAD.split([num_heads, num_kv_heads], dim=1)
-        kv_T2KD = torch.stack((k_TKD, v_TKD), dim=1)
+        qk_TAD = heads_THD[:, : weight_AD.shape[0]]
+        qk_TAD = rotate(self.rms_norm(qk_TAD, weight_AD, eps), cos_TE, sin_TE).to(qkv_TC.dtype)
+        kv_T2KD = torch.stack((qk_TAD[:, num_heads:], heads_THD[:, -num_kv_heads:]), dim=1)
         kv_N2KSD[slots_T // block_size, :, :, slots_T % block_size] = kv_T2KD
-        return q_THD
+        return qk_TAD[:, :num_heads]
 
     def plan_attention(self, context: ForwardContext) -> ReferenceAttention:
         """See ``Kernels.plan_attention``."""
@@ -128,5 +127,4 @@ def rotate(x_TAD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     """RoPE in float32: channel i turns with channel i + E (Qwen's and Llama's pairing)."""
     first, second = x_TAD.float().chunk(2, dim=-1)
     cos, sin = cos_TE[:, None], sin_TE[:, None]
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x_TAD.dtype)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,8 +1,8 @@
 """Paged attention in plain torch operations, on any device.
 
 Query heads that share a key/value head become the rows of one small attention per key/value head,
-so each key and value is read once. A sequence that prefills runs through torch's fused SDPA; rows
-with a single new token (decode) are gathered together, padded to the longest of their group.
+so each key and value is read once. Sequences that prefill are taken one by one; rows with a single
+new token (decode) are gathered together, padded to the longest of their group.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from .context import ForwardContext
 
 # A further group of decode rows costs about as much as this many blocks of padding.
 BLOCKS_PER_GROUP = 4
+# Query rows of a prompt taken at once: scores above the diagonal are wasted, smaller ones are slow.
+QUERY_CHUNK = 128
+# Scores held at once where a chunk's keys are many: key heads are then taken in turns.
+MAX_SCORES = 8 * 2**20
 # Cached tokens gathered at once for a group: bounds the scratch memory at long contexts.
 MAX_GATHERED_TOKENS = 16384
 
@@ -45,53 +49,60 @@ class PagedAttention:
 
 
 class PrefillChunk:
-    """New tokens of one sequence against all of its keys."""
+    """New tokens of one sequence against all of its keys.
+
+    Two batched products in the cache's dtype: on CPUs without AMX they are three to five times as
+    fast as torch's fused attention.
+    """
 
     in_order = True
 
     def __init__(self, context: ForwardContext, sequence: int, scratch: Scratch) -> None:
         self.rows = slice(*context.query_starts[sequence : sequence + 2])
-        self._length = context.seq_lens[sequence]
-        self._fresh = self.rows.stop - self.rows.start == self._length
+        self._num_computed = context.seq_lens[sequence] - (self.rows.stop - self.rows.start)
         self._gather = BlockGather(context, [sequence], scratch)
+        size = min(QUERY_CHUNK, self.rows.stop - self.rows.start)
+        self._causal_TT = torch.full(
+            (size, size), float("-inf"), device=context.positions_T.device
+        ).triu(1)
 
     def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
         num_tokens, num_heads, head_dim = q_THD.shape
-        num_kv_heads = kv_N2KSD.shape[2]
-        group = num_heads // num_kv_heads
-        kv_2KLD = self._gather(kv_N2KSD)[:, 0, :, : self._length]
-        # Key heads as batch, their query heads as heads: expand() shares the keys without a copy.
-        keys, values = kv_2KLD.unsqueeze(2).expand(-1, -1, group, -1, -1)
-        q_KGTD = q_THD.view(num_tokens, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
-        if self._fresh:
-            out_KGTD = torch.nn.functional.scaled_dot_product_attention(
-                q_KGTD, keys, values, is_causal=True
-            )
-        else:
-            out_KGTD = torch.nn.functional.scaled_dot_product_attention(
-                q_KGTD.flip(2), keys, values, attn_mask=self._mask(num_tokens, q_THD)
-            ).flip(2)
-        return out_KGTD.permute(2, 0, 1, 3).reshape(num_tokens, num_heads * head_dim)
+        keys_KLD, values_KLD = self._gather(kv_N2KSD)[:, 0]
+        num_kv_heads = keys_KLD.shape[0]
+        q_KGTD = q_THD.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
+        out_KGTD = out_THD.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+        for start in range(0, num_tokens, QUERY_CHUNK):
+            end = min(start + QUERY_CHUNK, num_tokens)
+            visible = self._num_computed + end
+            scores_per_head = (end - start) * num_heads // num_kv_heads * visible
+            step = max(1, min(num_kv_heads, MAX_SCORES // scores_per_head))
+            for head in range(0, num_kv_heads, step):
+                heads = slice(head, head + step)
+                out_KGTD[heads, :, start:end] = self._attend(
+                    q_KGTD[heads, :, start:end],
+                    keys_KLD[heads, :visible],
+                    values_KLD[heads, :visible],
+                )
+        return out_THD.view(num_tokens, num_heads * head_dim)
 
-    def _mask(self, num_tokens: int, like: Tensor) -> Tensor:
-        """The causal mask with its rows reversed, as a view of one vector.
-
-        Row r belongs to position length - 1 - r and hides the last r keys, so entry (r, l) depends
-        on r + l alone: a full mask of 1,024 x 262,144 would take half a gigabyte.
-        """
-        vector = like.new_zeros(self._length + num_tokens)
-        vector[self._length :] = float("-inf")
-        mask_TL = vector.as_strided((num_tokens, self._length), (1, 1))
-        # The CUDA kernels of SDPA ask for aligned rows, which overlapping ones are not.
-        return mask_TL.contiguous() if like.is_cuda else mask_TL
+    def _attend(self, q_KGTD: Tensor, keys_KLD: Tensor, values_KLD: Tensor) -> Tensor:
+        """The last query sees every key, the one before all but the last, and so on."""
+        heads, group, count, head_dim = q_KGTD.shape
+        scores_KRL = torch.bmm(
+            q_KGTD.reshape(heads, group * count, head_dim), keys_KLD.transpose(1, 2)
+        )
+        diagonal_KGTT = scores_KRL.view(heads, group, count, -1)[..., -count:]
+        diagonal_KGTT.add_(self._causal_TT[:count, :count])
+        out_KRD = torch.bmm(scores_KRL.softmax(dim=-1), values_KLD)
+        return out_KRD.view(heads, group, count, head_dim)
 
 
 class DecodeGroup:
     """Single new tokens of several sequences, padded to the longest."""
 
-    def __init__(
-        self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch
-    ) -> None:
+    def __init__(self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch) -> None:
         device = context.positions_T.device
         rows = [context.query_starts[i] for i in sequences]
         self.in_order = rows == list(range(len(rows)))
@@ -106,7 +117,7 @@ class DecodeGroup:
         num_kv_heads = kv_N2KSD.shape[2]
         # One product per sequence and key head: (G, D) x (D, L), then (G, L) x (L, D).
         keys_PLD, values_PLD = self._gather(kv_N2KSD).flatten(1, 2)
-        q_PGD = (q_THD * head_dim**-0.5).view(batch * num_kv_heads, -1, head_dim)
+        q_PGD = q_THD.reshape(batch * num_kv_heads, -1, head_dim)
         scores_PGL = torch.bmm(q_PGD, keys_PLD.transpose(1, 2))
         scores_PGL.view(batch, num_kv_heads, -1, scores_PGL.shape[2]).masked_fill_(
             self._hidden_B11L, float("-inf")
@@ -118,9 +129,7 @@ class DecodeGroup:
 class BlockGather:
     """Copies the blocks of some sequences side by side, padded with each one's last block."""
 
-    def __init__(
-        self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch
-    ) -> None:
+    def __init__(self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch) -> None:
         tables = [context.block_tables[i] for i in sequences]
         longest = max(len(table) for table in tables)
         padded = [table + table[-1:] * (longest - len(table)) for table in tables]

@@ -1,14 +1,23 @@
-"""torch on the CPU with oneDNN's prepacked linears: twice the speed of ``F.linear``."""
+"""torch on the CPU with oneDNN's prepacked linears: twice the speed of ``F.linear``.
+
+Import only where torch was built with oneDNN: the operators are bound here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .api import PackedLinear, PackedSwiGLU
-from .torch_sdpa import TorchKernels
+from .torch_ops import TorchKernels
+
+# Operators without Python stubs: typed here, once.
+_linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
+_linear_binary: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.binary
+_pack: Callable[[Tensor], Tensor] = torch.ops.mkldnn._reorder_linear_weight.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +67,8 @@ class TorchCPUKernels(TorchKernels):
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this CPU's oneDNN computes linears in ``dtype``."""
-    if not torch.backends.mkldnn.is_available():
-        return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:
         return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
     return dtype == torch.float32
-
-
-_linear = torch.ops.mkldnn._linear_pointwise.default
-_linear_binary = torch.ops.mkldnn._linear_pointwise.binary
-
-
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-    return packed

@@ -101,14 +101,25 @@ class Choice:
         return self._sampling.row(self.phase.phase)
 
     def take(self, sampled: SampledToken) -> None:
-        """Append a sampled token and the ids that the phase machine forces behind it."""
+        """Append a sampled token and the ids that the phase machine forces behind it.
+
+        A prompt may end inside a thought that has no budget; then the forced ids come first, and
+        the sampled token, which would have stood in their place, is dropped.
+        """
+        if self._append_forced():
+            return
         self._append(sampled.token_id, sampled.logprob)
-        while not self.finished and (forced := self.phase.take_forced()):
-            for token_id in forced:
-                if self.finished:
-                    return
-                # Nothing else could have stood here, so the token is certain.
-                self._append(token_id, TokenLogprob(token_id, 0.0, ((token_id, 0.0),)))
+        if not self.finished:
+            self._append_forced()
+
+    def _append_forced(self) -> bool:
+        forced = self.phase.take_forced()
+        for token_id in forced:
+            if self.finished:
+                break
+            # Nothing else could have stood here, so the token is certain.
+            self._append(token_id, TokenLogprob(token_id, 0.0, ((token_id, 0.0),)))
+        return bool(forced)
 
     def finish(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -74,18 +75,15 @@ async def plan_completions(call: Call[CompletionRequest]) -> CompletionPlan:
 
 async def _prompts(call: Call[CompletionRequest]) -> list[Prompt]:
     given, limit = call.body.prompt, call.service.config.api.max_prompts
-    many: list[str] | list[list[int]]
-    if isinstance(given, str):
-        many = [given]
-    elif given and isinstance(given[0], int):
-        many = [given]  # type: ignore[list-item]
-    else:
-        many = given  # type: ignore[assignment]
+    many: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
     if not many:
         raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
+    ids = [item for item in many if isinstance(item, int)]
+    if ids:
+        return [await _prompt(call, ids)]
     if len(many) > limit:
         raise RequestError(f"{len(many)} prompts; at most {limit} are taken", param="prompt")
-    return [await _prompt(call, prompt) for prompt in many]
+    return [await _prompt(call, item) for item in many if not isinstance(item, int)]
 
 
 async def _prompt(call: Call[CompletionRequest], given: str | list[int]) -> Prompt:

@@ -36,7 +36,11 @@ def report_failure(error: Exception) -> int:
     """
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error, file=sys.stderr)
-    expected = isinstance(error, ValueError | OSError | CommandError)
+    # Imported here: only a failure needs them.
+    from ...benchmarks.http_stream import StreamError
+    from ..launcher import LaunchError
+
+    expected = isinstance(error, ValueError | OSError | CommandError | LaunchError | StreamError)
     name = "" if expected else f"{type(error).__name__}: "
     hint = "" if expected else f" (set {DEBUG_VARIABLE}=1 for the traceback)"
     err.print("[bold red]error:[/]", end=" ")

@@ -39,6 +39,6 @@ def run_demo(port: int | None, *, exit_after: bool) -> None:
         if not exit_after:
             out.print(f"the server stays up at [bold]{server.address}[/]; Ctrl-C stops it")
             out.print(f"[dim]$[/] inference-pio chat --url {server.address}")
-            wait_for_signal()
+            wait_for_signal(server)
     if exit_after:
         err.print("the server has ended")

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ..application_file import Wishes, load_application
-from ..launcher import LocalServer
+from ..launcher import LaunchError, LocalServer
 from .console import err, progress
 
 
@@ -38,8 +38,8 @@ def stopped_by_signals() -> Iterator[None]:
     }
     try:
         yield
-    except StopRequested:
-        pass
+    except (StopRequested, SystemExit):
+        pass  # SystemExit is how Ray's own SIGTERM handler answers, in place while Ray starts
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -56,14 +56,18 @@ def run_server(config: Path | None, wishes: Wishes) -> None:
             f"[bold green]ready[/] {application.config.model_name} at [bold]{server.address}[/] "
             f"after {time.monotonic() - started:.1f} s; Ctrl-C stops it"
         )
-        wait_for_signal()
+        wait_for_signal(server)
 
 
-def wait_for_signal() -> NoReturn:
-    """Sleep until a signal ends it, and say that the end has begun."""
+def wait_for_signal(server: LocalServer) -> NoReturn:
+    """Sleep until a signal ends it, and say that the end has begun.
+
+    Raises ``LaunchError`` when Ray died meanwhile.
+    """
     try:
-        while True:
-            signal.pause()
+        while server.is_alive:
+            time.sleep(1.0)
     except StopRequested:
         err.print("stopping …")
         raise
+    raise LaunchError("Ray ended unexpectedly; the service has gone with it")

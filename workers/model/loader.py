@@ -29,9 +29,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._files = {path.name: SafetensorsFile(path) for path in weight_files(folder)}
-        self._where = {
-            name: file for file in self._files.values() for name in file.entries
-        }
+        self._where = {name: file for file in self._files.values() for name in file.entries}
 
     @property
     def num_bytes(self) -> int:
@@ -94,9 +92,11 @@ def weight_files(folder: Path) -> list[Path]:
     single = folder / SINGLE_FILE
     if single.exists():
         return [single]
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"})
+    others = sorted(
+        p.name for p in folder.iterdir() if p.suffix in {".bin", ".pt", ".pth", ".gguf"}
+    )
     hint = (
-        f"it holds {others[0]}, which is not loaded: pickles can run code; convert it to safetensors"
+        f"it has {others[0]}, which is never loaded: pickles run code; convert it to safetensors"
         if others
         else "the folder may be incomplete"
     )

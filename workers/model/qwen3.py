@@ -24,6 +24,7 @@ class DecoderLayer:
     input_norm: Tensor
     qkv: PackedLinear
     qk_norm_AD: Tensor
+    """float32, as ``Kernels.qk_norm_rope_write`` takes it."""
     attention_out: PackedLinear
     mlp_norm: Tensor
     gate_up: PackedSwiGLU
@@ -150,14 +151,16 @@ def _load_layer(weights: WeightReader, config: ModelConfig, index: int) -> Decod
     return DecoderLayer(
         input_norm=weights.vector(f"{prefix}.input_layernorm.weight"),
         qkv=weights.linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
-        qk_norm_AD=torch.cat(
-            (
-                weights.vector(f"{attention}.q_norm.weight").repeat(config.num_heads, 1),
-                weights.vector(f"{attention}.k_norm.weight").repeat(config.num_kv_heads, 1),
-            )
-        ),
+        qk_norm_AD=_head_norms(weights, attention, config),
         attention_out=weights.linear(f"{attention}.o_proj"),
         mlp_norm=weights.vector(f"{prefix}.post_attention_layernorm.weight"),
         gate_up=weights.swiglu(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
         down=weights.linear(f"{mlp}.down_proj"),
     )
+
+
+def _head_norms(weights: WeightReader, attention: str, config: ModelConfig) -> Tensor:
+    """One row of QK-norm weights a head; the softmax scale goes into the queries' rows."""
+    query = weights.vector(f"{attention}.q_norm.weight").float() * config.head_dim**-0.5
+    key = weights.vector(f"{attention}.k_norm.weight").float()
+    return torch.cat((query.repeat(config.num_heads, 1), key.repeat(config.num_kv_heads, 1)))

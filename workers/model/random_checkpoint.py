@@ -24,7 +24,6 @@ MAX_SHARD_BYTES = 4 * 10**9
 INITIALIZER_RANGE = 0.02
 NORM_SPREAD = 0.1
 SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float16: "F16"}
-DTYPE_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32", torch.float16: "float16"}
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -147,9 +146,7 @@ def write_random_checkpoint(
     if len(shards) > 1:
         where = {s.name: n for n, shard in zip(names, shards, strict=True) for s in shard}
         total = sum(spec.num_bytes for spec in specs)
-        _write_json(
-            out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where}
-        )
+        _write_json(out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": where})
     _write_json(out / "config.json", raw_config)
 
 

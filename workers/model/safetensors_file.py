@@ -108,8 +108,7 @@ def _entry(name: str, raw: Any, data_bytes: int, path: Path) -> TensorEntry:
         raise CheckpointError(f"{path}: the header entry of {name} is broken: {raw}")
     if end > data_bytes:
         raise CheckpointError(
-            f"{path} is truncated: {name} ends at byte {end} of the data, "
-            f"the file has {data_bytes}"
+            f"{path} is truncated: {name} ends at byte {end} of the data, the file has {data_bytes}"
         )
     if dtype in STORED_DTYPES and math.prod(shape) * STORED_DTYPES[dtype].itemsize != end - start:
         raise CheckpointError(

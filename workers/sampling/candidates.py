@@ -1,10 +1,10 @@
 """Finds the best tokens of a row without sorting the vocabulary.
 
-A row is cut into blocks of 128 neighbours. The maxima of the blocks take one fast pass over the
-logits, and tell whether a row is sound, where its best token is, and which k blocks hold its k
-best tokens: a k-th best block maximum is at most the k-th best token.
+The maxima of a row's blocks tell which block its best token is in, and which k blocks hold its k
+best tokens: none of those is below the k-th best maximum.
 
-Shapes: R rows, V vocabulary rows with padding, N tokens that exist, M blocks, K candidates.
+Shapes: R rows, V vocabulary rows with padding, N tokens that exist, M blocks of B tokens, G rows of
+one group, K candidates, C places in their blocks.
 """
 
 from __future__ import annotations
@@ -12,18 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 128
-
-
-def block_maxima(logits_RV: Tensor, num_tokens: int) -> Tensor:
-    """The maximum of each block of the first ``num_tokens`` columns, [R, M]; NaN where one is."""
-    whole = num_tokens // BLOCK
-    blocks_RMB = logits_RV[:, : whole * BLOCK].view(len(logits_RV), whole, BLOCK)
-    maxima_RM = blocks_RMB.amax(2)
-    if num_tokens % BLOCK == 0:
-        return maxima_RM
-    last_R1 = logits_RV[:, whole * BLOCK : num_tokens].amax(1, keepdim=True)
-    return torch.cat((maxima_RM, last_R1), dim=1)
+from .blocks import BLOCK
 
 
 def best_tokens(logits_RV: Tensor, maxima_RM: Tensor, row_G: Tensor, num_tokens: int) -> Tensor:
@@ -52,10 +41,10 @@ def top_candidates(
         if len(row_G) != len(logits_RV):
             rows_GN = rows_GN[row_G]
         values_GK, ids_GK = rows_GN.topk(count, dim=1, sorted=False)
-    return in_order(values_GK, ids_GK)
+    return _in_order(values_GK, ids_GK)
 
 
-def in_order(values_GK: Tensor, ids_GK: Tensor) -> tuple[Tensor, Tensor]:
+def _in_order(values_GK: Tensor, ids_GK: Tensor) -> tuple[Tensor, Tensor]:
     """Both sorted by value, best first; equals by id, lowest first."""
     ids_GK, order_GK = ids_GK.sort(dim=1)
     values_GK, by_value_GK = values_GK.gather(1, order_GK).sort(dim=1, descending=True, stable=True)

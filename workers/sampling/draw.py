@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .candidates import BLOCK, in_order
+from .blocks import BLOCK, block_weights
 from .noise import uniform
 from .row import SamplingRow
 
 _MANY = 1024
-"""Tokens from which on it pays to look at the best ones first."""
+"""More tokens than this are not sorted where the best of them may do."""
 _SLACK = 1e-3
+"""In logits: more than float32 rounds off at any size that logits have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def kept_weights(values_GK: Tensor, settings: DrawValues, total_G1: Tensor | Non
     ``values_GK`` are logits in descending order. ``total_G1`` is the mass that ``top_p`` is a share
     of, in units of the best token's, where the candidates are not all tokens that top-k leaves.
     """
-    scaled_GK = (values_GK - values_GK[:, :1]).double() / settings.temperature
+    scaled_GK = (values_GK.double() - values_GK[:, :1]) / settings.temperature
     kth_G1 = values_GK.gather(1, settings.top_k - 1)
     weights_GK = scaled_GK.exp() * (values_GK >= kth_G1)
     sums_GK = weights_GK.cumsum(1)
@@ -101,7 +102,7 @@ def draw_alone(logits_N: Tensor, row: SamplingRow) -> int:
         values_1K, ids_1K = _passing(logits_N, row, total)
         total_11 = torch.tensor([[total]], dtype=torch.float64, device=logits_N.device)
     else:
-        values_1K, ids_1K = _sorted(logits_N)
+        values_1K, ids_1K = _top(logits_N, sampling.top_k)
         total_11 = None
     settings = DrawValues.of([row], values_1K.shape[1], logits_N.device)
     weights_1K = kept_weights(values_1K, settings, total_11)
@@ -120,18 +121,6 @@ def _draw_unfiltered(logits_N: Tensor, row: SamplingRow) -> int:
     return int(block) * BLOCK + int(place)
 
 
-def block_weights(logits_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Unnormalised probabilities in blocks [M, 128], 0 past the end, and the blocks' sums [1, M].
-
-    The best token's is 1. The sums are float64.
-    """
-    num_tokens = len(logits_N)
-    weights_P = logits_N.new_full((-(-num_tokens // BLOCK) * BLOCK,), -torch.inf)
-    torch.sub(logits_N, logits_N.max(), out=weights_P[:num_tokens])
-    blocks_MB = weights_P.div_(temperature).exp_().view(-1, BLOCK)
-    return blocks_MB, blocks_MB.sum(1).double().unsqueeze(0)
-
-
 def _passing(logits_N: Tensor, row: SamplingRow, total: float) -> tuple[Tensor, Tensor]:
     """All tokens that top-p and min-p may leave, best first: values and ids, [1, K].
 
@@ -141,7 +130,7 @@ def _passing(logits_N: Tensor, row: SamplingRow, total: float) -> tuple[Tensor, 
     # Tokens lighter than this share have less than 1 - top_p together, so the nucleus ends above.
     lightest = max((1 - sampling.top_p) * total / len(logits_N), sampling.min_p)
     reach = sampling.temperature * math.log(lightest)
-    # A hair lower, for the rounding of float32; the filters themselves decide exactly.
+    # This only narrows the field; the filters themselves decide.
     ids_K = (logits_N >= logits_N.max() + (reach - _SLACK)).nonzero().squeeze(1)
     values_K = logits_N[ids_K]
     if len(ids_K) > _MANY:
@@ -149,11 +138,19 @@ def _passing(logits_N: Tensor, row: SamplingRow, total: float) -> tuple[Tensor, 
         weights_K = ((best_K - best_K.max()).double() / sampling.temperature).exp()
         # More equals of the last may lie outside, so the nucleus must end above it.
         if float(weights_K[best_K > best_K.min()].sum()) > sampling.top_p * total:
-            values_K, ids_K = best_K, ids_K[place_K]
-    values_1K, ids_1K = in_order(values_K.unsqueeze(0), ids_K.unsqueeze(0))
-    return values_1K, ids_1K
+            ids_K = ids_K[place_K].sort().values
+    return _best_first(logits_N, ids_K)
 
 
-def _sorted(logits_N: Tensor) -> tuple[Tensor, Tensor]:
-    values_N, ids_N = logits_N.sort(descending=True, stable=True)
-    return values_N.unsqueeze(0), ids_N.unsqueeze(0)
+def _top(logits_N: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The ``top_k`` best tokens and all equals of the last, best first: values and ids, [1, K]."""
+    kth = logits_N.topk(min(top_k, len(logits_N)), sorted=False).values.min()
+    # Banned tokens, at minus infinity, have no weight however many belong to the k best.
+    ids_K = (logits_N >= kth.clamp(min=torch.finfo(logits_N.dtype).min)).nonzero().squeeze(1)
+    return _best_first(logits_N, ids_K)
+
+
+def _best_first(logits_N: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and ids of ascending ``ids_K`` in canonical order, [1, K] each."""
+    values_K, order_K = logits_N[ids_K].sort(descending=True, stable=True)
+    return values_K.unsqueeze(0), ids_K[order_K].unsqueeze(0)

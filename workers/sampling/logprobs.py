@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..types import TokenLogprob
-from .candidates import block_maxima, top_candidates
-from .draw import block_weights
+from .blocks import block_maxima, block_weights
+from .candidates import top_candidates
 
 
 def token_logprob(logits_N: Tensor, token_id: int, top: int) -> TokenLogprob:

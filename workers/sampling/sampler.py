@@ -2,8 +2,8 @@
 
 One pass takes these steps:
 1. Rows that want log-probabilities and will be edited keep a copy of their logits.
-2. Penalties, bias and bans change the logits in place.
-3. The maxima of all rows' blocks show rows that cannot be sampled, each with its own error.
+2. The maxima of all rows' blocks show rows that cannot be sampled, each with its own error.
+3. Penalties, bias and bans change the logits in place; then step 2 again.
 4. Greedy rows take their best token.
 5. Rows with a top-k are drawn together, among the best tokens, without a sort of the vocabulary.
 6. The other rows are drawn one by one.
@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .candidates import best_tokens, block_maxima, top_candidates
+from .blocks import block_maxima
+from .candidates import best_tokens, top_candidates
 from .draw import DrawValues, draw_alone, has_hidden_ties, kept_weights, pick
 from .edits import changes_logits, edit_logits
 from .logprobs import token_logprob
@@ -65,9 +66,12 @@ class Sampler:
             for number, row in enumerate(rows)
             if row.num_logprobs is not None and changes_logits(row)
         }
-        edit_logits(logits_RV, rows)
         maxima_RM = block_maxima(logits_RV, self.num_tokens)
         errors = _unsound_rows(maxima_RM)
+        if any(changes_logits(row) for row in rows):
+            edit_logits(logits_RV, rows)
+            maxima_RM = block_maxima(logits_RV, self.num_tokens)
+            errors = _unsound_rows(maxima_RM) | errors
         sound = [number for number in range(len(rows)) if number not in errors]
         tokens = self._choose(logits_RV, maxima_RM, rows, sound)
         logprobs = {

@@ -113,7 +113,7 @@ class PieceStream:
     def _release(self) -> None:
         self._ready += self._held
         self._held.clear()
-        self._matcher.reset()
+        pass
 
     def _take(self) -> list[Piece]:
         ready, self._ready = self._ready, []

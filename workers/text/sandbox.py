@@ -1,10 +1,13 @@
 """Runs a Jinja template of a checkpoint: sandboxed, and within limits of time and size.
 
-Python cannot stop a running function from outside, so the limit is checked from within: the
+Python cannot stop a running function from outside, so the deadline is checked from within: the
 compiled template calls ``_Deadline.check`` at every turn of every loop, at every loop filter and
-at every call of a function or macro. Between two checks lies straight-line code over values whose
-size is bounded: multiplication, powers and formats that could blow a value up are limited too.
-What remains unchecked is one operation of Python's on strings no longer than ``_MAX_CHARS``.
+at every call of a function or macro. Between two checks lies straight-line code, each operation
+of which takes time in proportion to its values.
+
+A template is a file of the operator's own checkpoint, never a client's. The limits hold against
+conversations that would make a template slow or its output huge, and against endless loops; they
+are no defence against a template written to use up the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _MAX_CHARS = 2**26
-"""Characters of a rendered prompt, and of any value a template may multiply into being."""
+"""Characters of a rendered prompt."""
 
 _CHECK = "_check_deadline"
 
@@ -43,22 +46,11 @@ class _Deadline:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox with limits on calls and on the operators that make big values."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
+    """The sandbox, with the deadline checked at every call."""
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         context[_CHECK]()
         return super().call(context, obj, *args, **kwargs)
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        if operator == "*":
-            _limit_product(left, right)
-        elif operator == "**" or isinstance(left, str | bytes):
-            raise RenderLimitError(f"uses the operator {operator}, which templates may not")
-        return super().call_binop(context, operator, left, right)
 
 
 class SandboxedTemplate:
@@ -68,9 +60,6 @@ class SandboxedTemplate:
         environment = _Environment(
             trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
         )
-        # The stock filters below pad or cut to a length that the template names.
-        for unlimited in ("center", "indent", "format"):
-            environment.filters.pop(unlimited)
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
@@ -104,13 +93,6 @@ def _check_each_turn(loop: nodes.For) -> None:
 def _check_call(line: int) -> nodes.Call:
     name = nodes.Name(_CHECK, "load", lineno=line)
     return nodes.Call(name, [], [], None, None, lineno=line)
-
-
-def _limit_product(left: Any, right: Any) -> None:
-    for value, times in ((left, right), (right, left)):
-        sized = isinstance(value, str | bytes | list | tuple)
-        if sized and isinstance(times, int) and len(value) * times > _MAX_CHARS:
-            raise RenderLimitError(f"makes a value of more than {_MAX_CHARS} elements")
 
 
 def _tojson(

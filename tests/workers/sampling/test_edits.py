@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ cases = st.fixed_dictionaries(
 )
 
 
-def row_of(case: dict) -> SamplingRow:  # type: ignore[type-arg]
+def row_of(case: dict[str, Any]) -> SamplingRow:
     penalties = PenaltyState(case["prompt"])
     for token_id, kind in case["output"]:
         penalties.append(token_id, kind)
@@ -58,7 +59,7 @@ def row_of(case: dict) -> SamplingRow:  # type: ignore[type-arg]
     )
 
 
-def edited(logits: list[float], case: dict) -> list[float]:  # type: ignore[type-arg]
+def edited(logits: list[float], case: dict[str, Any]) -> list[float]:
     """The definition, one token at a time in float64."""
     counts = Counter(token_id for token_id, _ in case["output"])
     penalised = {
@@ -80,7 +81,7 @@ def edited(logits: list[float], case: dict) -> list[float]:  # type: ignore[type
 
 @settings(deadline=None)
 @given(st.lists(cases, min_size=1, max_size=5), st.integers(0, 2**32 - 1))
-def test_rows_are_edited_as_one_token_at_a_time(cases: list[dict], seed: int) -> None:  # type: ignore[type-arg]
+def test_rows_are_edited_as_one_token_at_a_time(cases: list[dict[str, Any]], seed: int) -> None:
     torch.manual_seed(seed)
     logits_RV = torch.randn(len(cases), VOCAB + 3) * 5
     logits_RV[:, VOCAB:] = 7.0

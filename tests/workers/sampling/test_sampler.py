@@ -96,6 +96,19 @@ class TestTokens:
             assert token_id in expected_tokens(logits_V[:LARGE].double().numpy(), row)
 
     @pytest.mark.parametrize("num_tokens", [200, LARGE])
+    @pytest.mark.parametrize("top_k", [0, 20, 100, 2000])
+    def test_with_a_large_top_k_and_most_tokens_banned_come_from_the_rest(
+        self, num_tokens: int, top_k: int
+    ) -> None:
+        allowed = np.array([3, 77, 140], dtype=np.int64)
+        sampling = EffectiveSampling(top_k=top_k)
+        rows = [SamplingRow(sampling, 3, step, allowed=allowed) for step in range(30)]
+        logits_RV = torch.zeros(30, num_tokens)
+        assert set(tokens_of(Sampler(num_tokens, num_tokens).sample(logits_RV, rows))) == {
+            *(3, 77, 140)
+        }
+
+    @pytest.mark.parametrize("num_tokens", [200, LARGE])
     @pytest.mark.parametrize("top_k", [0, 20, 100])
     def test_among_equals_every_one_may_come(self, num_tokens: int, top_k: int) -> None:
         rows = [SamplingRow(EffectiveSampling(top_k=top_k), 3, step) for step in range(8)]
@@ -174,6 +187,12 @@ class TestBatches:
         assert isinstance(error, SamplingError)
         assert error.row == 1
         assert "its logits hold" in str(error)
+
+    def test_a_fault_under_a_ban_is_still_the_rows_error(self) -> None:
+        logits_RV = torch.zeros(1, 4)
+        logits_RV[0, 2] = torch.nan
+        row = SamplingRow(EffectiveSampling(), 0, 0, banned=(2,), num_logprobs=1)
+        assert isinstance(Sampler(4, 4).sample(logits_RV, [row])[0], SamplingError)
 
     def test_a_row_without_any_token_left_is_an_error(self) -> None:
         rows = [

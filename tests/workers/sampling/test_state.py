@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from inference_pio.workers.sampling.resolve import RepetitionWindow, SamplingDefaults
+from inference_pio.workers.sampling.row import SampledToken
+from inference_pio.workers.sampling.sampler import Sampler
 from inference_pio.workers.sampling.state import SamplingState
 from inference_pio.workers.types import (
     SAMPLING_PROFILES,
@@ -87,3 +92,53 @@ def test_a_fork_keeps_the_past_and_goes_on_with_its_own_seed() -> None:
     assert forked.penalties is not None
     assert row.penalties.window(RepetitionWindow.SEQUENCE).ids.tolist() == [1, 2, 4]
     assert forked.penalties.window(RepetitionWindow.SEQUENCE).ids.tolist() == [1, 2, 4, 6]
+
+
+VOCAB = 10
+STOPS = {8, 9}
+requests = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.5, 1.5]),
+    top_p=st.sampled_from([0.7, 1.0]),
+    top_k=st.sampled_from([0, 4]),
+    presence_penalty=st.sampled_from([0.0, 0.5]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    min_tokens=st.integers(0, 12),
+    bad_words=st.lists(
+        st.lists(st.integers(0, 7), min_size=2, max_size=3).map(tuple), max_size=4
+    ).map(tuple),
+)
+
+
+def logits_after(output: list[int]) -> torch.Tensor:
+    """A model of its own last two tokens."""
+    generator = torch.Generator().manual_seed(hash(tuple(output[-2:])) % 2**31)
+    return torch.randn(VOCAB, generator=generator) * 3
+
+
+def complete(batch: list[SamplingParams], steps: int) -> list[list[int]]:
+    """Outputs of requests that are sampled together; the place in the batch is no part of them."""
+    states = [state(params) for params in batch]
+    outputs: list[list[int]] = [[] for _ in batch]
+    for _ in range(steps):
+        logits_RV = torch.stack([logits_after(output) for output in outputs])
+        rows = [sampling.row(SequencePhase.ANSWER) for sampling in states]
+        for sampled, sampling, output in zip(
+            Sampler(VOCAB, VOCAB).sample(logits_RV, rows), states, outputs, strict=True
+        ):
+            assert isinstance(sampled, SampledToken)
+            output.append(sampled.token_id)
+            sampling.append(sampled.token_id, TokenKind.CONTENT)
+    return outputs
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(requests, min_size=1, max_size=4))
+def test_whole_outputs_keep_to_what_was_asked_in_any_batch(batch: list[SamplingParams]) -> None:
+    outputs = complete(batch, steps=16)
+    for params, output in zip(batch, outputs, strict=True):
+        assert STOPS.isdisjoint(output[: params.min_tokens])
+        for word in params.bad_words:
+            windows = [tuple(output[i : i + len(word)]) for i in range(len(output))]
+            assert word not in windows
+        assert complete([params], steps=16) == [output]

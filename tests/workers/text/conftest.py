@@ -22,7 +22,15 @@ TEMPLATE = (
 
 def write_tokenizer(folder: Path, tags: tuple[str, ...] = TAGS) -> Path:
     """A byte-level BPE tokenizer with a few merges, some across characters, and the given tags."""
-    merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ċ", "Ċ"), ("ð", "Ł"), ("Ġ", "Ġ")]
+    merges = [
+        ("h", "e"),
+        ("l", "l"),
+        ("he", "ll"),
+        ("hell", "o"),
+        ("Ċ", "Ċ"),
+        ("ð", "Ł"),
+        ("Ġ", "Ġ"),
+    ]
     names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
     vocab = {name: number for number, name in enumerate(names)}
     tokenizer = LibraryTokenizer(models.BPE(vocab=vocab, merges=merges))
@@ -33,7 +41,9 @@ def write_tokenizer(folder: Path, tags: tuple[str, ...] = TAGS) -> Path:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(name, special=True, normalized=False) for name in SPECIAL]
+    )
     tokenizer.add_tokens([AddedToken(name, special=False, normalized=False) for name in tags])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

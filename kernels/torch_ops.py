@@ -5,30 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .api import PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .reference import ReferenceLinear, ReferenceSwiGLU
 from .torch_attention import PagedAttention
 
 
 class TorchKernels:
-    """Plain linears, fused SDPA and as few operations a layer as torch allows."""
+    """Plain linears and as few operations a layer as torch allows."""
 
     name = "torch"
 
     def __init__(self) -> None:
         self._scratch = torch.empty(0)
 
-    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> ReferenceLinear:
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:
         """See ``Kernels.pack_linear``."""
         return ReferenceLinear(weight.clone(), bias.clone() if bias is not None else None)
 
-    def pack_swiglu(self, gate: Tensor, up: Tensor) -> ReferenceSwiGLU:
+    def pack_swiglu(self, gate: Tensor, up: Tensor) -> PackedSwiGLU:
         """See ``Kernels.pack_swiglu``."""
         return ReferenceSwiGLU(gate.clone(), up.clone())
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``."""
-        return torch.rms_norm(x_TC, (x_TC.shape[-1],), weight_C, eps)
+        return _normalised(x_TC, eps).to(x_TC.dtype).mul_(weight_C)
 
     def qk_norm_rope_write(
         self,
@@ -45,13 +46,14 @@ class TorchKernels:
         heads_TUD = qkv_TC.view(qkv_TC.shape[0], -1, dim)
         qk_heads = weight_AD.shape[0]
         qk_TAD = heads_TUD[:, :qk_heads]
-        normed = torch.rms_norm(qk_TAD.float(), (dim,), None, eps).mul_(weight_AD)
+        normed = _normalised(qk_TAD, eps).mul_(weight_AD)
         first, second = normed.chunk(2, dim=-1)
         cos, sin = cos_TE[:, None], sin_TE[:, None]
         # Rounded once, on the way back into the projection's own memory.
-        qk_TAD[..., : dim // 2] = (first * cos).addcmul_(second, sin, value=-1)
-        qk_TAD[..., dim // 2 :] = (second * cos).addcmul_(first, sin)
-        kv_T2KD = heads_TUD[:, qk_heads - kv_heads :].unflatten(1, (2, kv_heads))
+        qk_first, qk_second = qk_TAD.chunk(2, dim=-1)
+        torch.addcmul(first * cos, second, sin, value=-1, out=qk_first)
+        torch.addcmul(second * cos, first, sin, out=qk_second)
+        kv_T2KD = heads_TUD[:, qk_heads - kv_heads :].view(-1, 2, kv_heads, dim)
         kv_N2KSD[slots_T // block_size, :, :, slots_T % block_size] = kv_T2KD
         return heads_TUD[:, : qk_heads - kv_heads]
 
@@ -65,3 +67,13 @@ class TorchKernels:
         if scratch.dtype != dtype or scratch.device != device or scratch.numel() < count:
             self._scratch = scratch = torch.empty(count, dtype=dtype, device=device)
         return scratch[:count]
+
+
+def _normalised(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x ** 2) + eps) over the last axis, in float32 of its own.
+
+    Mixed-dtype products take a slow path on the CPU, so ``x`` is converted once, up front.
+    """
+    wide = x.to(torch.float32, copy=True)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide.mul_(norm.square_().mul_(1 / x.shape[-1]).add_(eps).rsqrt_())

@@ -1,0 +1,25 @@
+"""The HTTP side as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from .config import ServiceConfig
+from .ingress import create_app
+from .ray_transport import RayTransport
+
+
+@serve.ingress()
+class IngressReplica:
+    """The application inside a Serve replica; built once the engine has said what it serves."""
+
+    def __init__(self, config: ServiceConfig, engine: DeploymentHandle[Any]) -> None:
+        self._config = config
+        self._transport = RayTransport(engine)
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
+        return await create_app(self._config, self._transport)
