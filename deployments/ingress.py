@@ -80,7 +80,7 @@ async def create_app(config: ServiceConfig, transport: EngineTransport) -> ASGIA
         await mux.close()
         service.text.close()
 
-    return Starlette(
+    app = Starlette(
         routes=_routes(service),
         middleware=layers,
         exception_handlers=dict.fromkeys(
@@ -88,6 +88,9 @@ async def create_app(config: ServiceConfig, transport: EngineTransport) -> ASGIA
         ),
         lifespan=lifespan,
     )
+    # A redirect would be built from the client's Host header.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _routes(service: Service) -> list[Route]:

@@ -153,20 +153,14 @@ def test_attention_is_deaf_to_foreign_blocks() -> None:
 def test_qk_norm_rope_write(dtype: torch.dtype, heads: tuple[int, int, int]) -> None:
     num_heads, kv_heads, dim = heads
     torch.manual_seed(0)
-    context = build_context(
-        [ContextItem([4, 1], 14, 5), ContextItem([3], 2, 1)], 16, CPU
-    )
-    cos, sin = rope_cos_sin(
-        context.positions_T + 9000, inverse_frequencies(1e6, dim, CPU)
-    )
+    context = build_context([ContextItem([4, 1], 14, 5), ContextItem([3], 2, 1)], 16, CPU)
+    cos, sin = rope_cos_sin(context.positions_T + 9000, inverse_frequencies(1e6, dim, CPU))
     qkv = torch.randn(6, (num_heads + 2 * kv_heads) * dim).to(dtype)
     weight = torch.randn(num_heads + kv_heads, dim)
     outcomes = []
     for kernels in [ReferenceKernels(), *fast_kernels(dtype)]:
         cache = torch.zeros(6, 2, kv_heads, 16, dim, dtype=dtype)
-        q = kernels.qk_norm_rope_write(
-            qkv.clone(), weight, cos, sin, cache, context.slots_T, 1e-6
-        )
+        q = kernels.qk_norm_rope_write(qkv.clone(), weight, cos, sin, cache, context.slots_T, 1e-6)
         outcomes.append((q.clone(), cache))
     for q, cache in outcomes[1:]:
         close(q, outcomes[0][0])

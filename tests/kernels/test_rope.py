@@ -14,9 +14,7 @@ def test_exact_at_every_position(theta: float, head_dim: int) -> None:
     frequencies = inverse_frequencies(theta, head_dim, torch.device("cpu"))
     cos, sin = rope_cos_sin(torch.tensor(positions), frequencies)
     exponents = np.arange(0, head_dim, 2, dtype=np.longdouble) / head_dim
-    angles = np.outer(
-        np.array(positions, dtype=np.longdouble), np.longdouble(theta) ** -exponents
-    )
+    angles = np.outer(np.array(positions, dtype=np.longdouble), np.longdouble(theta) ** -exponents)
     assert cos.dtype == sin.dtype == torch.float32
     half_ulp = 2.0**-24
     np.testing.assert_allclose(cos.numpy(), np.cos(angles), rtol=0, atol=half_ulp * 1.01)

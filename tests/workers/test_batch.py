@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from inference_pio.kernels.context import build_context
 from inference_pio.workers.batch import BatchBuilder, ScheduledBatch, ScheduledSequence
 from inference_pio.workers.sequence import Sequence

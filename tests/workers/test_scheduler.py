@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inference_pio.workers.batch import ScheduledBatch
 from inference_pio.workers.config import EngineConfig
 from inference_pio.workers.kv.block import IntegrityError

@@ -14,6 +14,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+
 from inference_pio.workers.batch import BatchBuilder, ScheduledBatch
 from inference_pio.workers.config import EngineConfig
 from inference_pio.workers.kv.manager import KVManager

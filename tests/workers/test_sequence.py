@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from inference_pio.workers.sequence import Rank, Sequence, SequenceStatus
 from inference_pio.workers.types import GenerateRequest, SamplingParams
 

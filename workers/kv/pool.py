@@ -140,7 +140,8 @@ class BlockPool:
         free = [*self._empty, *self._unused]
         if len(set(free)) != len(free):
             raise IntegrityError("a block is free twice")
-        if self._index != {b.hash: i for i, b in enumerate(self._blocks) if b.hash is not None}:
+        hashes = {i: block.hash for i, block in enumerate(self._blocks) if block.hash is not None}
+        if hashes != {block_id: name for name, block_id in self._index.items()}:
             raise IntegrityError("the prefix index and the blocks' hashes differ")
         without_owner = {i for i, b in enumerate(self._blocks) if b.ref_count == 0}
         if without_owner != set(free):

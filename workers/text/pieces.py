@@ -113,7 +113,7 @@ class PieceStream:
     def _release(self) -> None:
         self._ready += self._held
         self._held.clear()
-        pass
+        self._matcher.reset()
 
     def _take(self) -> list[Piece]:
         ready, self._ready = self._ready, []

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inference_pio.deployments.api.json_body import parse_object
 from inference_pio.workers.types import RequestError
 

@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+
 from inference_pio.deployments.api.errors import from_validation_error
 from inference_pio.deployments.api.fields import HARMLESS, REFUSED
 from inference_pio.deployments.api.protocol import ChatCompletionRequest, CompletionRequest
 from inference_pio.workers.types import RequestError
-from pydantic import ValidationError
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
 

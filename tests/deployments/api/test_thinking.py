@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from inference_pio.deployments.api.protocol import ChatCompletionRequest
 from inference_pio.deployments.api.thinking import ThinkingSetting, resolve_thinking
 from inference_pio.deployments.config import ThinkingConfig

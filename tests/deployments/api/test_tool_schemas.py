@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from inference_pio.deployments.api.protocol import ChatCompletionRequest
 from inference_pio.deployments.api.tool_schemas import check_tools, tools_in_use
 from inference_pio.workers.types import RequestError

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from inference_pio.deployments.api.protocol import CompletionRequest
 from inference_pio.deployments.api.validation import (
     check_context,

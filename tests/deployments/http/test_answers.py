@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
+from inference_pio.workers.text.tokenizer import STOP_TEXT
+
 CHAT = "/v1/chat/completions"
 COMPLETE = "/v1/completions"
 SUM = {"messages": [{"role": "user", "content": "What is 12 + 30 + 5?"}], "max_tokens": 400}
@@ -74,8 +76,8 @@ def test_a_stream_joins_to_the_whole_answer(client: httpx.Client, fields: dict[s
         assert (message["reasoning"] or "") == other["reasoning"]
         assert message["reasoning"] == message["reasoning_content"]
         assert choice["finish_reason"] == other["finish"]
-        assert "<think>" not in message["content"] + other["reasoning"]
-        assert "</think>" not in message["content"] + other["reasoning"]
+        if "thinking_budget" not in fields:  # a model cut short may spell the tag once more
+            assert "think>" not in message["content"] + other["reasoning"]
 
 
 def test_thinking_solves_the_sum(client: httpx.Client) -> None:
@@ -97,11 +99,14 @@ def test_with_thinking_off_all_text_is_content(client: httpx.Client) -> None:
 
 
 def test_the_budget_bounds_the_thought(client: httpx.Client) -> None:
+    free = client.post(CHAT, json={**SUM, "seed": 1}).json()["choices"][0]["message"]["reasoning"]
     for name in ("thinking_token_budget", "thinking_budget", "thinking_budget_tokens"):
         whole = client.post(CHAT, json={**SUM, "seed": 1, name: 10}).json()
-        free = client.post(CHAT, json={**SUM, "seed": 1}).json()
-        spent = whole["usage"]["completion_tokens_details"]["reasoning_tokens"]
-        assert spent < free["usage"]["completion_tokens_details"]["reasoning_tokens"]
+        reasoning = whole["choices"][0]["message"]["reasoning"]
+        assert reasoning.endswith(STOP_TEXT)
+        own = reasoning.removesuffix(STOP_TEXT).rstrip("\n")
+        assert free.startswith(own)
+        assert len(client.post("/tokenize", json={"prompt": own}).json()["tokens"]) <= 10
 
 
 def test_a_cut_thought_keeps_its_reasoning(client: httpx.Client) -> None:
@@ -148,7 +153,7 @@ def test_completions_of_many_prompts_keep_their_order(client: httpx.Client) -> N
     choices = client.post(COMPLETE, json=body).json()["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
     assert [choice["text"][:3] for choice in choices] == ["abc", "abc", "xyz", "xyz"]
-    ids = [client.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in body["prompt"]]  # type: ignore[union-attr]
+    ids = [client.post("/tokenize", json={"prompt": t}).json()["tokens"] for t in ("abc", "xyz")]
     again = client.post(COMPLETE, json={**body, "prompt": ids}).json()["choices"]
     assert [choice["text"] for choice in again] == [choice["text"] for choice in choices]
     texts = dict.fromkeys(range(4), "")
@@ -170,7 +175,8 @@ def test_echoed_prompts_have_logprobs(client: httpx.Client) -> None:
         assert choice["text"][offset : offset + len(token)] == token
     only = client.post(COMPLETE, json={**body, "max_tokens": 0}).json()["choices"][0]
     assert only["text"] == "abcabc"
-    assert only["logprobs"]["token_logprobs"] == scores["token_logprobs"][: len(only["logprobs"]["tokens"])]
+    known = len(only["logprobs"]["tokens"])
+    assert only["logprobs"]["token_logprobs"] == scores["token_logprobs"][:known]
 
 
 def test_chat_logprobs_are_whole(client: httpx.Client) -> None:

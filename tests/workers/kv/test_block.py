@@ -6,6 +6,7 @@ import hashlib
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inference_pio.workers.kv.block import chain_hash, pack_tokens, root_hash
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=8)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from inference_pio.workers.kv.block import IntegrityError
 from inference_pio.workers.kv.manager import KVManager
 from inference_pio.workers.sequence import Sequence
@@ -144,10 +145,14 @@ class ManagerMachine(RuleBasedStateMachine):
         assert sequence.block_table == []
         assert sequence.num_computed_tokens == 0
 
-    @rule(data=st.data(), prompt=st.lists(st.integers(0, 1), min_size=1, max_size=9))
-    def ask_what_if(self, data: st.DataObject, prompt: list[int]) -> None:
+    @rule(
+        data=st.data(),
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=9),
+        extra=st.integers(0, BLOCKS),
+    )
+    def ask_what_if(self, data: st.DataObject, prompt: list[int], extra: int) -> None:
         """``without`` answers as if those sequences had really been freed."""
-        sequence, blocks = new_sequence(prompt, "a"), self.kv.blocks_for(len(prompt)) + 2
+        sequence, blocks = new_sequence(prompt, "a"), self.kv.blocks_for(len(prompt)) + extra
         numbers = data.draw(st.sets(st.integers(0, max(0, len(self.live) - 1))))
         gone = [s for number, s in enumerate(self.live) if number in numbers]
         asked = self.kv.shortfall(sequence, blocks, without=gone)
@@ -272,6 +277,21 @@ def test_growth_beyond_the_reservation_takes_free_blocks_until_none_is_left() ->
     assert kv.extend(grown, 1) is None
     kv.free(other)
     assert kv.extend(grown, 1) == []
+
+
+def test_what_a_free_would_bring_counts_shared_blocks_once() -> None:
+    kv = KVManager(6, 2, b"model")
+    parent = new_sequence([1, 2, 3])
+    assert kv.admit(parent, 4)
+    compute(kv, parent)
+    child = parent.fork(1)
+    kv.fork(parent, [child], 3)
+    head = new_sequence([1, 2, 9, 9])  # the first block is a hit
+    assert kv.num_available == 6 - 2 - 1 - 1 - 1  # two blocks, two promises, one copy due
+    assert kv.shortfall(head, 6) == 6 - 1 - 1
+    assert kv.shortfall(head, 6, without=[parent]) == 6 - 1 - 3
+    assert kv.shortfall(head, 6, without=[parent, child]) == 0
+    assert kv.shortfall(head, 7, without=[parent, child]) == 1
 
 
 def test_eviction_takes_a_freed_prompt_from_its_tail() -> None:

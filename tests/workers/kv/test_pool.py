@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from inference_pio.workers.kv.block import IntegrityError, chain_hash, root_hash
 from inference_pio.workers.kv.pool import BlockPool
 from inference_pio.workers.types import BlockHash, BlockId

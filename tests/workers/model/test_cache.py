@@ -1,0 +1,60 @@
+"""The paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from inference_pio.workers.model.cache import KVCache
+from inference_pio.workers.model.config import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def config(make_checkpoint: Callable[..., Path]) -> ModelConfig:
+    return ModelConfig.from_folder(make_checkpoint())
+
+
+def make(config: ModelConfig, blocks: int = 6) -> KVCache:
+    return KVCache(config, blocks, 4, torch.float32, torch.device("cpu"))
+
+
+def test_its_size_is_what_bytes_per_block_says(config: ModelConfig) -> None:
+    cache = make(config)
+    assert cache.blocks_LN2KSD.nbytes == 6 * KVCache.bytes_per_block(config, 4, torch.float32)
+    # 3 layers x key and value x 3 heads x 24 channels x 4 tokens x 2 bytes
+    assert KVCache.bytes_per_block(config, 4, torch.bfloat16) == 3 * 2 * 3 * 24 * 4 * 2
+
+
+def test_layers_are_views(config: ModelConfig) -> None:
+    cache = make(config)
+    cache.layers[1][2] = 5
+    assert cache.blocks_LN2KSD[1, 2].eq(5).all()
+    assert cache.blocks_LN2KSD.sum() == 5 * cache.layers[1][2].numel()
+
+
+def test_copies_happen_at_once(config: ModelConfig) -> None:
+    cache = make(config)
+    cache.blocks_LN2KSD.copy_(torch.randn_like(cache.blocks_LN2KSD))
+    before = cache.blocks_LN2KSD.clone()
+    cache.copy_blocks([(0, 3), (3, 5)])  # 5 gets what 3 held before
+    assert torch.equal(cache.blocks_LN2KSD[:, 3], before[:, 0])
+    assert torch.equal(cache.blocks_LN2KSD[:, 5], before[:, 3])
+    untouched = [0, 1, 2, 4]
+    assert torch.equal(cache.blocks_LN2KSD[:, untouched], before[:, untouched])
+    cache.copy_blocks([])
+    assert torch.equal(cache.blocks_LN2KSD[:, 5], before[:, 3])
+
+
+def test_clearing(config: ModelConfig) -> None:
+    cache = make(config)
+    cache.blocks_LN2KSD.fill_(float("nan"))
+    cache.clear_blocks((1, 4))
+    assert cache.blocks_LN2KSD[:, [1, 4]].eq(0).all()
+    assert cache.blocks_LN2KSD[:, [0, 2, 3, 5]].isnan().all()
+
+
+def test_an_empty_cache_is_refused(config: ModelConfig) -> None:
+    with pytest.raises(ValueError, match="got 0 of 4"):
+        make(config, 0)
