@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import uuid
 
-from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,14 +43,14 @@ class EdgeMiddleware:
             await self._app(scope, receive, send)
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        request_id = _clean_id(headers)
         kept = [h for h in headers if h[0] != b"x-request-id" and h[0] not in _SERVE_HEADERS]
-        kept.append((b"x-request-id", request_id.encode("ascii")))
-        scope = {**scope, "headers": kept}
+        own_header = (b"x-request-id", _clean_id(headers))
+        scope = {**scope, "headers": [*kept, own_header]}
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                others = [h for h in message["headers"] if h[0].lower() != b"x-request-id"]
+                message = {**message, "headers": [*others, own_header]}
             await send(message)
 
         if sum(len(name) + len(value) for name, value in headers) > self._max_header_bytes:
@@ -71,8 +70,8 @@ def middlewares() -> list[Middleware]:
     return [Middleware(EdgeMiddleware)]
 
 
-def _clean_id(headers: list[tuple[bytes, bytes]]) -> str:
+def _clean_id(headers: list[tuple[bytes, bytes]]) -> bytes:
     given = [value for name, value in headers if name == b"x-request-id"]
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
-        return given[0].decode("ascii")
-    return uuid.uuid4().hex
+        return given[0]
+    return uuid.uuid4().hex.encode("ascii")

@@ -9,9 +9,9 @@ from ray import serve
 from ..workers.config import EngineConfig
 from ..workers.engine import Engine
 from ..workers.model_source import resolve_model
-from ..workers.types import EngineStats, GenerateRequest, TokenChunk
+from ..workers.types import EngineStats, GenerateRequest
 from .engine_service import EngineService
-from .wire import ModelFacts, SubmitReply
+from .wire import ModelFacts, Packed, SubmitReply, pack
 
 
 class EngineReplica:
@@ -32,9 +32,9 @@ class EngineReplica:
 
     async def subscribe(
         self, stream_id: str, *, replica_id: str
-    ) -> AsyncGenerator[list[TokenChunk], None]:
+    ) -> AsyncGenerator[list[Packed], None]:
         async for batch in self._running().subscribe(stream_id, replica_id=replica_id):
-            yield batch
+            yield [pack(chunk) for chunk in batch]
 
     async def abort(self, request_ids: Sequence[str], *, replica_id: str) -> None:
         await self._running().abort(request_ids, replica_id=replica_id)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,9 @@ OBJECT_STORE_BYTES = 128 * 2**20
 Progress = Callable[[str], None]
 
 
+_EXCEPTION_LINE = re.compile(r"[\w.]+(Error|Exception): ")
+
+
 class LaunchError(RuntimeError):
     """The service could not be started; the message says why."""
 
@@ -60,6 +64,9 @@ def serve_settings(cores: int) -> dict[str, str]:
         # Replicas finish their requests before they go; the 30 s that Serve adds are for load
         # balancers on other machines.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # Ray listens on loopback, as it does by default on desktop systems; on Linux it would
+        # take the address that other machines see.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
@@ -93,10 +100,14 @@ def usable_cores() -> int:
 class LocalServer:
     """One service on this machine; a context manager that ends everything it started."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, *, show_logs: bool = False) -> None:
+        """``show_logs`` passes the replicas' log lines on to this terminal."""
         self._application = application
+        self._show_logs = show_logs
         self._folder: Path | None = None
         self._vital: list[psutil.Process] = []
+        self.stopped_orderly = True
+        """``False`` after Ray had to be killed: its exit handlers would wait for what is gone."""
 
     @property
     def is_alive(self) -> bool:
@@ -130,6 +141,7 @@ class LocalServer:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while orderly.is_alive() and self.is_alive and time.monotonic() < deadline:
             orderly.join(0.1)
+        self.stopped_orderly = not orderly.is_alive()
         end_descendants(grace_s=3.0)
         if self._folder is not None and not isinstance(error, LaunchError):
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -164,7 +176,7 @@ class LocalServer:
             object_store_memory=OBJECT_STORE_BYTES,
             namespace="serve",
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
+            log_to_driver=self._show_logs,
             _temp_dir=str(self._folder),
         )
         # Ray puts its own handler there, which would end this process without cleaning up.
@@ -173,14 +185,16 @@ class LocalServer:
 
     def _deploy(self) -> None:
         from ray.serve._private.api import serve_start
-        from ray.serve.schema import ServeDeploySchema
+        from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         # The call behind ``serve run FILE``: the same file serves here and on a cluster.
         schema = ServeDeploySchema.model_validate(self._application.document)
         client = serve_start(
             http_options=schema.http_options.model_dump(),
             proxy_location=schema.proxy_location,
-            global_logging_config=schema.logging_config,
+            # Serve's own lines say nothing at "info" that the progress does not.
+            global_logging_config=schema.logging_config or LoggingConfig(log_level="WARNING"),
         )
         client.deploy_apps(schema)
 
@@ -197,8 +211,9 @@ class LocalServer:
 
         for name, state in serve.status().applications.items():
             if state.status == "DEPLOY_FAILED":
+                messages = [state.message, *(d.message for d in state.deployments.values())]
                 raise LaunchError(
-                    f"application {name!r} did not start: {_last_reason(state.message)}; "
+                    f"application {name!r} did not start: {failure_reason(messages)}; "
                     f"{self._log_hint}"
                 )
 
@@ -218,7 +233,14 @@ def _shut_down_ray() -> None:
         ray.shutdown()
 
 
-def _last_reason(message: str) -> str:
-    """The error itself, from a status message that ends in a remote traceback."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"
+def failure_reason(messages: Sequence[str]) -> str:
+    """The error itself out of Serve's status messages, which hold remote tracebacks.
+
+    The last line that names an exception says what happened in our code; without one the first
+    line says what Serve has to say.
+    """
+    lines = [line.strip() for message in messages for line in message.splitlines()]
+    errors = [line for line in lines if _EXCEPTION_LINE.match(line)]
+    return (errors or [line for line in lines if line] or ["no reason was given"])[
+        -1 if errors else 0
+    ]

@@ -61,10 +61,10 @@ def configure(level: Level = "info") -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """A logger whose lines carry ``logger: name``; configures the process if nothing has yet."""
+    """A logger whose lines carry ``component: name``; configures the process if nothing has yet."""
     if not structlog.is_configured():
         configure()
-    return cast(FilteringBoundLogger, structlog.get_logger(logger=name))
+    return cast(FilteringBoundLogger, structlog.get_logger(component=name))
 
 
 def bind_request(request_id: str) -> None:

@@ -118,6 +118,8 @@ class Metrics:
         self._itl = self._both("inter_token_latency_seconds", "Between tokens of a choice")
         self._e2e = self._both("e2e_request_latency_seconds", "Arrival to last token")
         self._decode = self._both("request_decode_time_seconds", "First to last token")
+        self._queue = self._both("request_queue_time_seconds", "Arrival to admission")
+        self._prefill = self._both("request_prefill_time_seconds", "Admission to first token")
         self._answer = self._ours(
             "time_to_first_answer_token_seconds", "Arrival to the first token after the thought"
         )
@@ -149,12 +151,13 @@ class Metrics:
         return [*self._ours(name, text), self._histogram(f"vllm:{name}", text)]
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, ("model_name",), buckets=SECONDS, registry=self.registry)
+        family = Histogram(name, text, ("model_name",), buckets=SECONDS, registry=self.registry)
+        return family.labels(self._model)  # once: looking it up costs more than observing
 
     def observe(self, histograms: Sequence[Histogram], seconds: float) -> None:
         """Add one value under each name."""
         for histogram in histograms:
-            histogram.labels(self._model).observe(seconds)
+            histogram.observe(seconds)
 
 
 @dataclass(slots=True)
@@ -174,6 +177,9 @@ class RequestTimer:
         if chunk.token_ids and self._first is None:
             self._first = now
             metrics.observe(metrics._ttft, now - self.arrived)
+        if chunk.timing is not None:
+            metrics.observe(metrics._queue, chunk.timing.queue)
+            metrics.observe(metrics._prefill, chunk.timing.prefill)
         if not self._answered and ANSWER_KINDS.intersection(chunk.kinds):
             self._answered = True
             metrics.observe(metrics._answer, now - self.arrived)

@@ -9,7 +9,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ..workers.types import EngineStats, GenerateRequest, TokenChunk
-from .wire import ModelFacts, SubmitReply
+from .wire import ModelFacts, SubmitReply, unpack
 
 
 class RayTransport:
@@ -29,7 +29,7 @@ class RayTransport:
         assert isinstance(call, DeploymentResponseGenerator)  # what stream=True stands for
         try:
             async for batch in call:
-                yield batch
+                yield [unpack(packed) for packed in batch]
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 

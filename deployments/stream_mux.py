@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from ..workers.types import EngineStats, GenerateRequest, RequestError, TokenChunk
 from .generation import Generation
@@ -28,6 +29,7 @@ SILENCE_S = 10 * HEARTBEAT_S
 SUBMIT_S = 30.0
 """How long a request waits for a replica that takes it, as while one restarts."""
 _REMEMBERED = 4096
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class StreamMux:
         generation = Generation(requests, self._max_buffered, deadline_s)
         # Registered first: with a subscription open, chunks may come before the reply.
         self._open.update(dict.fromkeys(generation.request_ids, generation))
-        submit = asyncio.create_task(self._transport.submit(self.stream_id, requests))
+        submit = _detached(self._transport.submit(self.stream_id, requests))
         try:
             await self._accept(generation, submit)
             yield generation
@@ -136,8 +138,7 @@ class StreamMux:
         generation.replica_id = reply.replica_id
         self._known.add(reply.replica_id)
         if reply.replica_id not in self._readers:
-            reader = asyncio.create_task(self._read(reply.replica_id))
-            self._readers[reply.replica_id] = reader
+            self._readers[reply.replica_id] = _detached(self._read(reply.replica_id))
 
     async def _read(self, replica_id: str) -> None:
         reason = "the stream from the engine was closed"
@@ -212,7 +213,16 @@ class StreamMux:
             # The replica is gone, and the requests with it.
             logger.info("abort of %s not delivered: %s", request_ids[0], error)
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = _detached(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """Start a task outside the context of the request that happens to be served.
+
+    Serve notes in that context which calls a request makes and cancels them with it; the shared
+    subscription and an abort must outlive the request that started them.
+    """
+    return asyncio.create_task(work, context=contextvars.Context())

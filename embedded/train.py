@@ -23,16 +23,16 @@ from .tokenizer import build_tokenizer
 SEED = 20251
 """Seed of the committed checkpoint, for weights and for problems."""
 
-STEPS = 15_000
+STEPS = 8_600
 TOKENS = 2048
 """Tokens a step, padding included."""
 
 LEARNING_RATE = 6e-3
-WARM_UP = 0.02
-"""Share of the steps in which the rate rises."""
+WARM_UP_STEPS = 300
+"""Steps in which the rate rises."""
 
-DECAY = 0.6
-"""Share of the steps, at the end, in which the rate falls to zero; accuracy rises most there."""
+DECAY_STEPS = 3_700
+"""Last steps, in which the rate falls to zero; accuracy rises most there."""
 
 GRADIENT_NORM = 1.0
 REPORT_SECONDS = 30.0
@@ -41,8 +41,7 @@ SAVE_SECONDS = 300.0
 
 def rate_factor(step: int, steps: int) -> float:
     """Learning rate of a step as a share of the highest: up, level, then down to zero."""
-    done = step / steps
-    return min(1.0, (done + 1 / steps) / WARM_UP, (1.0 - done) / DECAY)
+    return min(1.0, (step + 1) / WARM_UP_STEPS, (steps - step) / DECAY_STEPS)
 
 
 def make_optimizers(model: Qwen3ForCausalLM) -> list[Optimizer]:

@@ -40,7 +40,7 @@ class PagedAttention:
             self._parts.append(DecodeGroup(context, group, scratch))
 
     def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
-        if len(self._parts) == 1 and self._parts[0].in_order:
+        if len(self._parts) == 1:
             return self._parts[0](q_THD, kv_N2KSD)
         out_TC = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1] * q_THD.shape[2])
         for part in self._parts:
@@ -55,8 +55,6 @@ class PrefillChunk:
     fast as torch's fused attention.
     """
 
-    in_order = True
-
     def __init__(self, context: ForwardContext, sequence: int, scratch: Scratch) -> None:
         self.rows = slice(*context.query_starts[sequence : sequence + 2])
         self._num_computed = context.seq_lens[sequence] - (self.rows.stop - self.rows.start)
@@ -70,6 +68,7 @@ class PrefillChunk:
         num_tokens, num_heads, head_dim = q_THD.shape
         keys_KLD, values_KLD = self._gather(kv_N2KSD)[:, 0]
         num_kv_heads = keys_KLD.shape[0]
+        self._causal_TT = self._causal_TT.to(q_THD.dtype)  # sums of mixed dtypes are slow
         q_KGTD = q_THD.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
         out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
         out_KGTD = out_THD.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
@@ -105,7 +104,6 @@ class DecodeGroup:
     def __init__(self, context: ForwardContext, sequences: Sequence[int], scratch: Scratch) -> None:
         device = context.positions_T.device
         rows = [context.query_starts[i] for i in sequences]
-        self.in_order = rows == list(range(len(rows)))
         self.rows = torch.tensor(rows, device=device)
         self._gather = BlockGather(context, sequences, scratch)
         lengths_B = torch.tensor([context.seq_lens[i] for i in sequences], device=device)
@@ -163,7 +161,7 @@ class BlockGather:
 def decode_groups(context: ForwardContext, rows: Sequence[int]) -> list[list[int]]:
     """Splits decode rows so that padding and scratch memory stay small.
 
-    Rows of one group are in batch order where all fit one group.
+    Rows of a group are in batch order.
     """
     blocks = {i: len(context.block_tables[i]) for i in rows}
     by_length = sorted(rows, key=lambda i: -blocks[i])

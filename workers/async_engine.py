@@ -12,14 +12,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from .engine import Engine
-from .types import EngineStats, GenerateRequest, QueueFullError, TokenChunk
+from .engine import Engine, refused
+from .types import EngineStats, GenerateRequest, QueueFullError, RequestError, TokenChunk
+
+logger = logging.getLogger(__name__)
 
 OnStep = Callable[[list[TokenChunk]], None]
 
@@ -35,7 +38,7 @@ class AsyncEngine:
         self.engine = engine
         self._on_step = on_step
         self._wake = threading.Condition()
-        self._arrivals: deque[GenerateRequest] = deque()
+        self._arrivals: dict[str, GenerateRequest] = {}  # by id, in order
         self._aborts: deque[str] = deque()
         self._pings: deque[Future[None]] = deque()
         self._stopping = False
@@ -49,12 +52,16 @@ class AsyncEngine:
     def submit(self, request: GenerateRequest) -> None:
         """Hand a request over.
 
-        Raises ``RequestError`` for one that can never be served, ``QueueFullError`` when as many
-        as the configuration allows are waiting, ``EngineDeadError`` after the loop has ended.
+        Raises ``RequestError`` for one that can never be served or whose id is in use,
+        ``QueueFullError`` when as many as the configuration allows are waiting,
+        ``EngineDeadError`` after the loop has ended.
         """
         self.engine.validate(request)
         with self._wake:
             self._require_alive()
+            name = request.request_id
+            if name in self._arrivals or self.engine.is_open(name):
+                raise RequestError(f"request id {name!r} is in use", param="request_id")
             limit = self.engine.config.max_waiting
             waiting = self.engine.num_waiting + len(self._arrivals)
             if waiting >= limit:
@@ -62,7 +69,7 @@ class AsyncEngine:
                     f"{waiting} requests are waiting and max_waiting is {limit}; try again later",
                     code="queue_full",
                 )
-            self._arrivals.append(request)
+            self._arrivals[name] = request
             self._wake.notify()
 
     def abort(self, request_id: str) -> None:
@@ -106,7 +113,7 @@ class AsyncEngine:
         try:
             while self._wait_for_work():
                 self._turn()
-            self._on_step(self.engine.abort_all())
+            self._on_step(self._add_arrivals() + self.engine.abort_all())
         except BaseException:
             self._die(traceback.format_exc(limit=-3))
             raise
@@ -127,17 +134,35 @@ class AsyncEngine:
             return not self._stopping
 
     def _turn(self) -> None:
+        chunks = self._add_arrivals()
         with self._wake:
-            arrivals, self._arrivals = self._arrivals, deque()
             aborts, self._aborts = self._aborts, deque()
-        for request in arrivals:
-            self.engine.add(request)
         for request_id in aborts:
             self.engine.abort(request_id)
-        chunks = self.engine.step()
+        chunks += self.engine.step()
         if chunks:
             self._on_step(chunks)
         self._answer_pings()
+
+    def _add_arrivals(self) -> list[TokenChunk]:
+        """Queue what was handed over; returns the ends of requests that could not be queued.
+
+        Under the lock, so that at no moment a request is neither an arrival nor in the engine.
+        """
+        failed: list[TokenChunk] = []
+        with self._wake:
+            for request in self._arrivals.values():
+                try:
+                    self.engine.add(request)
+                except Exception as error:
+                    logger.exception("request %s could not be queued", request.request_id)
+                    told = RequestError(
+                        f"the engine failed on this request: {type(error).__name__}",
+                        code="internal_error",
+                    )
+                    failed += refused(request, told)
+            self._arrivals.clear()
+        return failed
 
     def _answer_pings(self) -> None:
         with self._wake:
@@ -153,5 +178,5 @@ class AsyncEngine:
     def _die(self, reason: str) -> None:
         with self._wake:
             self._failure = reason
-            lost, self._arrivals = self._arrivals, deque()
-        self._on_step(self.engine.fail_all(reason, also=list(lost)))
+            lost, self._arrivals = self._arrivals, {}
+        self._on_step(self.engine.fail_all(reason, also=list(lost.values())))

@@ -27,7 +27,8 @@ class ScheduledBatch:
     """One step. Decode rows come first, each group in rank order.
 
     ``block_copies`` (source, destination) run before the forward, in order or all reads before all
-    writes: no destination comes twice or is read later. ``preempted`` went back to the queue.
+    writes: no destination comes twice or is read later. ``preempted`` went back to the queue; room
+    that was left over may have let one of them come out again at once.
     """
 
     sequences: tuple[ScheduledSequence, ...] = ()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from .config import LoopGuardConfig
@@ -23,6 +24,7 @@ from .types import (
     FinishReason,
     GenerateRequest,
     RequestError,
+    Timing,
     TokenChunk,
     TokenKind,
     TokenLogprob,
@@ -118,7 +120,8 @@ class Choice:
             if self.finished:
                 break
             # Nothing else could have stood here, so the token is certain.
-            self._append(token_id, TokenLogprob(token_id, 0.0, ((token_id, 0.0),)))
+            best = ((token_id, 0.0),) if self.request.params.logprobs else ()
+            self._append(token_id, TokenLogprob(token_id, 0.0, best))
         return bool(forced)
 
     def finish(
@@ -162,7 +165,17 @@ class Choice:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             thought_end=self.phase.thought_end,
+            timing=self._timing() if first == 0 and fresh else None,
             error=self.error,
+        )
+
+    def _timing(self) -> Timing | None:
+        sequence = self.sequence
+        if sequence.index != 0 or sequence.admitted_at is None:
+            return None
+        return Timing(
+            queue=sequence.admitted_at - sequence.arrival,
+            prefill=time.monotonic() - sequence.admitted_at,
         )
 
     def usage(self) -> Usage:
@@ -179,7 +192,12 @@ class Choice:
         params = self.request.params
         if not params.stop:
             return None
-        return PieceStream(self._tokenizer, params.stop, everywhere=params.stop_in_thought)
+        return PieceStream(
+            self._tokenizer,
+            params.stop,
+            everywhere=params.stop_in_thought,
+            min_tokens=params.min_tokens,
+        )
 
     def _append(self, token_id: int, logprob: TokenLogprob | None) -> None:
         kind = self.phase.append(token_id)

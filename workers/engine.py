@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from .batch import ScheduledBatch
 from .choice import Choice, DecodingContext
 from .config import EngineConfig
 from .kv.block import IntegrityError
@@ -26,7 +27,7 @@ from .loading import LoadedModel, load_model
 from .runner import ModelRunner
 from .sampling.checks import check_token_ids
 from .sampling.noise import choice_seed
-from .sampling.row import SampledToken, SamplingError
+from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .scheduler import Scheduler
 from .sequence import Sequence as EngineSequence
 from .types import (
@@ -106,7 +107,7 @@ class Engine:
             raise RequestError(reason, param="max_tokens", code="context_length_exceeded")
 
     def add(self, request: GenerateRequest) -> None:
-        """Queue a validated request under its id, which must be new."""
+        """Queue a validated request under its id. Raises ``ValueError`` if that is in use."""
         sequence = EngineSequence.from_request(
             request, arrival=time.monotonic(), max_len=self.max_model_len
         )
@@ -129,26 +130,17 @@ class Engine:
         return self._take_pending()
 
     def fail_all(self, reason: str, also: Sequence[GenerateRequest] = ()) -> list[TokenChunk]:
-        """End every request, and ``also`` those not yet added, with an ``engine_dead`` error."""
+        """Every open request's last chunks, and those of ``also``, not yet added: ``engine_dead``.
+
+        For an engine that is broken: its blocks and queues are not touched again.
+        """
         error = RequestError(f"the engine ended: {reason}", code="engine_dead")
-        for choice in list(self._choices.values()):
+        for choice in self._choices.values():
             choice.finish(FinishReason.ERROR, error=error)
-            self._drain(choice)
+            self._collect(choice)
         self._choices.clear()
         for request in also:
-            usage = Usage(len(request.prompt_token_ids), 0, 0, 0)
-            self._pending.append(
-                TokenChunk(
-                    request.request_id,
-                    0,
-                    0,
-                    (),
-                    (),
-                    usage,
-                    finish_reason=FinishReason.ERROR,
-                    error=error,
-                )
-            )
+            self._pending += refused(request, error)
         return self._take_pending()
 
     # --- the step -------------------------------------------------------------------------------
@@ -158,15 +150,11 @@ class Engine:
         now = time.monotonic()
         self._expire(now)
         batch = self._scheduler.schedule(now)
-        if batch.sequences:
+        groups, rows = self._rows(batch)
+        sound = tuple(item for item in batch.sequences if item.sequence in self._choices)
+        if sound:
             self._totals["steps"] += 1
-            groups = {
-                item.sequence: self._choices_to_sample(item.sequence)
-                for item in batch.sequences
-                if item.samples
-            }
-            rows = {sequence: [c.row() for c in group] for sequence, group in groups.items()}
-            result = self._runner.run(batch, rows)
+            result = self._runner.run(replace(batch, sequences=sound), rows)
             for sequence, error in result.errors.items():
                 self._fail(self._choices[sequence], error)
             self._scheduler.commit(batch)
@@ -176,6 +164,24 @@ class Engine:
             for sequence, tokens in result.sampled.items():
                 self._receive(sequence, groups[sequence], tokens)
         return self._take_pending()
+
+    def _rows(
+        self, batch: ScheduledBatch
+    ) -> tuple[dict[EngineSequence, list[Choice]], dict[EngineSequence, list[SamplingRow]]]:
+        """The choices that each sequence samples for, and how; ends a request that raises here."""
+        groups: dict[EngineSequence, list[Choice]] = {}
+        rows: dict[EngineSequence, list[SamplingRow]] = {}
+        for item in batch.sequences:
+            if not item.samples:
+                continue
+            try:
+                group = self._choices_to_sample(item.sequence)
+                rows[item.sequence] = [choice.row() for choice in group]
+            except Exception as error:
+                self._fail(self._choices[item.sequence], error)
+            else:
+                groups[item.sequence] = group
+        return groups, rows
 
     def _choices_to_sample(self, sequence: EngineSequence) -> list[Choice]:
         """The sequence's own choice, and those that its request starts in this step."""
@@ -237,22 +243,27 @@ class Engine:
 
     def _drain(self, choice: Choice) -> None:
         """Collect what is new; the one place where an ended choice leaves the engine."""
+        if self._collect(choice):
+            self._scheduler.finish(choice.sequence)
+            del self._choices[choice.sequence]
+
+    def _collect(self, choice: Choice) -> bool:
+        """Hand on and count what is new; whether that was the choice's end."""
         chunk = choice.drain()
         if chunk is None:
-            return
+            return False
         self._pending.append(chunk)
         self._totals["generated_tokens"] += len(chunk.kinds)
         self._totals["thinking_tokens"] += chunk.kinds.count(TokenKind.THOUGHT)
         if chunk.finish_reason is None:
-            return
+            return False
         self._finished[chunk.finish_reason.value] += 1
         if chunk.thought_end is not None:
             self._totals[f"thought_{chunk.thought_end.value}"] += 1
         # Choices that were never forked end with the one they would have come from.
         for index in range(1, 1 + choice.sequence.num_pending_choices):
             self._pending.append(replace(chunk, index=index))
-        self._scheduler.finish(choice.sequence)
-        del self._choices[choice.sequence]
+        return True
 
     def _take_pending(self) -> list[TokenChunk]:
         pending, self._pending = self._pending, []
@@ -264,6 +275,10 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would do anything."""
         return bool(self._pending) or self._scheduler.has_work
+
+    def is_open(self, request_id: str) -> bool:
+        """Whether a request of that id is queued or running."""
+        return self._scheduler.holds(request_id)
 
     @property
     def num_waiting(self) -> int:
@@ -306,3 +321,21 @@ class Engine:
             engine_seed=self.config.seed,
             request_id=request.request_id,
         )
+
+
+def refused(request: GenerateRequest, error: RequestError) -> list[TokenChunk]:
+    """The only chunks of a request that was never queued: one for each choice."""
+    usage = Usage(len(request.prompt_token_ids), 0, 0, 0)
+    return [
+        TokenChunk(
+            request.request_id,
+            index,
+            first=0,
+            token_ids=(),
+            kinds=(),
+            usage=usage,
+            finish_reason=FinishReason.ERROR,
+            error=error,
+        )
+        for index in range(request.params.n)
+    ]

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
@@ -26,6 +27,9 @@ from .types import (
     TokenLogprob,
     Usage,
 )
+
+_RETRY_SECONDS = 0.05
+"""Pause before a full queue is tried again; it may be full of other callers' requests."""
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[int]
@@ -146,10 +150,14 @@ class LLM:
         loop = asyncio.get_running_loop()
         chunks: asyncio.Queue[TokenChunk] = asyncio.Queue()
 
-        def deliver(chunk: TokenChunk) -> None:
-            loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-
         request = self._request(ids, params)
+
+        def deliver(chunk: TokenChunk) -> None:
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:  # the reader's loop is closed: nobody is left to read
+                self._forget(request.request_id, abort=True)
+
         self._submit(request, deliver)
         assemblers = [
             self._assembler(params, parse=True, tools=bool(tools)) for _ in range(params.n)
@@ -201,19 +209,14 @@ class LLM:
             self._engine.validate(request)
         received: dict[str, list[TokenChunk]] = {r.request_id: [] for r in requests}
         left = {r.request_id: r.params.n for r in requests}
-        waiting = iter(requests)
-        held: GenerateRequest | None = next(waiting, None)
+        held = deque(requests)
         try:
             while left:
-                while held is not None:
-                    try:
-                        self._submit(held, chunks.put)
-                    except QueueFullError:
-                        if chunks.empty() and not self._mailboxes:
-                            raise
-                        break  # more than may wait at a time: go on when some have ended
-                    held = next(waiting, None)
-                chunk = chunks.get()
+                self._submit_some(held, chunks.put)
+                try:
+                    chunk = chunks.get(timeout=_RETRY_SECONDS if held else None)
+                except queue.Empty:
+                    continue
                 _raise_error(chunk)
                 received[chunk.request_id].append(chunk)
                 if chunk.finish_reason is not None:
@@ -225,6 +228,17 @@ class LLM:
             for request_id in left:
                 self._forget(request_id, abort=True)
         return [self._output(r, received[r.request_id], tools) for r in requests]
+
+    def _submit_some(
+        self, held: deque[GenerateRequest], mailbox: Callable[[TokenChunk], None]
+    ) -> None:
+        """Submit from the front of ``held`` for as long as the queue has places."""
+        while held:
+            try:
+                self._submit(held[0], mailbox)
+            except QueueFullError:
+                return
+            held.popleft()
 
     def _output(
         self, request: GenerateRequest, chunks: list[TokenChunk], tools: bool
@@ -276,6 +290,7 @@ class LLM:
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
             stop_in_thought=params.stop_in_thought,
+            min_tokens=params.min_tokens,
         )
 
     def _encode(self, prompt: Prompt) -> list[int]:

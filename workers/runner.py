@@ -57,27 +57,27 @@ class ModelRunner:
         """Run one step; never raises for what a single sequence did."""
         if batch.block_copies:
             self.cache.copy_blocks(batch.block_copies)
-        result = StepResult()
         try:
-            self._run_together(batch.sequences, rows, result)
+            return self._run_together(batch.sequences, rows)
         except Exception as error:
             if len(batch.sequences) == 1:
-                result.errors[batch.sequences[0].sequence] = error
-                return result
-            result = StepResult()
-            for scheduled in batch.sequences:
-                try:
-                    self._run_together((scheduled,), rows, result)
-                except Exception as alone:
-                    result.errors[scheduled.sequence] = alone
+                return StepResult(errors={batch.sequences[0].sequence: error})
+        result = StepResult()
+        for scheduled in batch.sequences:
+            try:
+                alone = self._run_together((scheduled,), rows)
+            except Exception as error:
+                result.errors[scheduled.sequence] = error
+            else:
+                result.sampled |= alone.sampled
+                result.prompt_logprobs |= alone.prompt_logprobs
+                result.errors |= alone.errors
         return result
 
     def _run_together(
-        self,
-        scheduled: tuple[ScheduledSequence, ...],
-        rows: RowsBySequence,
-        result: StepResult,
-    ) -> None:
+        self, scheduled: tuple[ScheduledSequence, ...], rows: RowsBySequence
+    ) -> StepResult:
+        result = StepResult()
         inputs = BatchBuilder.from_batch(ScheduledBatch(scheduled))
         hidden_TH = self._forward(inputs)
         start = 0
@@ -88,7 +88,15 @@ class ModelRunner:
                 result.prompt_logprobs[item.sequence] = (item.start + 1, found)
             start += item.num_new_tokens
         if inputs.sampled:
-            result.sampled.update(self._sample(hidden_TH, inputs, rows))
+            result.sampled = self._sample(hidden_TH, inputs, rows)
+        # Told as errors, so that what gave no token never enters the prefix index.
+        for sequence, tokens in tuple(result.sampled.items()):
+            failed = [token for token in tokens if isinstance(token, SamplingError)]
+            if len(failed) == len(tokens):
+                result.errors[sequence] = failed[0]
+                del result.sampled[sequence]
+                result.prompt_logprobs.pop(sequence, None)
+        return result
 
     def _forward(self, inputs: BatchInputs) -> Tensor:
         device = self.model.device

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from itertools import pairwise
 from operator import attrgetter
+from typing import TypeVar
 
 from .batch import ScheduledBatch, ScheduledSequence
 from .config import EngineConfig
@@ -29,6 +30,7 @@ from .kv.manager import BlockCopy, KVManager
 from .sequence import Rank, Sequence, SequenceStatus
 from .types import SamplingParams
 
+T = TypeVar("T")
 _by_rank = attrgetter("rank")
 
 
@@ -56,14 +58,22 @@ def worst_case_blocks(prompt: int, total: int, choices: int, block_size: int) ->
     return shared + choices * (-(-total // block_size) - shared)
 
 
-def fewest(limit: int, enough: Callable[[int], bool]) -> int | None:
-    """The smallest count up to ``limit`` that is enough, ``None`` if not even ``limit`` is.
+def choose_victims(candidates: Items[T], enough: Callable[[Items[T]], bool]) -> list[T]:
+    """As few leading candidates as are enough, less those among them that are not needed.
 
-    More must never be worse than less: found by bisection.
+    Empty where nothing is needed, and where not even all would be enough. Taking more must never
+    be worse: the number of leading ones is found by bisection.
     """
-    if not enough(limit):
-        return None
-    return bisect_left(range(limit), True, key=enough)
+    if not enough(candidates):
+        return []
+    numbers = range(len(candidates))
+    count = bisect_left(numbers, True, key=lambda number: enough(candidates[:number]))
+    victims = list(candidates[:count])
+    for candidate in reversed(candidates[:count]):
+        rest = [victim for victim in victims if victim is not candidate]
+        if enough(rest):
+            victims = rest
+    return victims
 
 
 class Scheduler:
@@ -129,8 +139,8 @@ class Scheduler:
     def _preempt_for_priority(self) -> list[Sequence]:
         """Make room for the head of the queue at the cost of strictly worse base priorities.
 
-        Worst rank first, nobody twice, and nobody at all where it would not be enough or where
-        the others leave the head no token of this step.
+        Worst rank first, nobody twice, nobody without need, and nobody at all where it would not
+        be enough or where the others leave the head no token of this step.
         """
         if not self._waiting:
             return []
@@ -144,13 +154,13 @@ class Scheduler:
             return []
         blocks = self._reservation(head)
 
-        def enough(count: int) -> bool:
-            slots = sum(1 + s.num_pending_choices for s in worse[:count])
+        def enough(victims: Items[Sequence]) -> bool:
+            slots = sum(1 + s.num_pending_choices for s in victims)
             return slots >= self._missing_slots(head) and not self._kv.shortfall(
-                head, blocks, without=worse[:count]
+                head, blocks, without=victims
             )
 
-        victims = worse[: fewest(len(worse), enough) or 0]
+        victims = choose_victims(worse, enough)
         others = set(self._running).difference(victims)
         if sum(s.num_uncomputed_tokens for s in others) >= self._config.max_batched_tokens:
             return []
@@ -160,17 +170,11 @@ class Scheduler:
         return victims
 
     def _reservation(self, sequence: Sequence) -> int:
-        total = sequence.worst_case_tokens(self._config.default_reservation)
-        return self._reserved_blocks(
-            sequence.params, sequence.num_prompt_tokens, total, 1 + sequence.num_pending_choices
-        )
-
-    def _reserved_blocks(
-        self, params: SamplingParams, prompt: int, total: int, choices: int
-    ) -> int:
         """The worst case in blocks; without a named ``max_tokens`` never more than there are."""
-        blocks = worst_case_blocks(prompt, total, choices, self._kv.block_size)
-        return blocks if params.max_tokens is not None else min(blocks, self._kv.num_blocks)
+        total = sequence.worst_case_tokens(self._config.default_reservation)
+        choices = 1 + sequence.num_pending_choices
+        blocks = worst_case_blocks(sequence.num_prompt_tokens, total, choices, self._kv.block_size)
+        return blocks if sequence.params.max_tokens else min(blocks, self._kv.num_blocks)
 
     def _missing_slots(self, sequence: Sequence) -> int:
         free = self._config.max_num_seqs - self._num_slots_used
@@ -299,6 +303,10 @@ class Scheduler:
     def num_waiting(self) -> int:
         """Length of ``waiting``."""
         return len(self._waiting)
+
+    def holds(self, request_id: str) -> bool:
+        """Whether a sequence of that request runs or waits."""
+        return request_id in self._choices
 
     @property
     def has_work(self) -> bool:

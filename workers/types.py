@@ -255,13 +255,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went before its first token, in seconds."""
+
+    queue: float
+    prefill: float
+
+
+@dataclass(frozen=True, slots=True)
 class TokenChunk:
     """What one engine step added to one sequence.
 
     ``first`` numbers the chunk: the output position of its first token, so a reader can see a gap
     or a repeat. ``kinds`` has one entry a token. A chunk with a ``finish_reason`` is the last.
     ``stop_reason`` is the stop string or stop id that ended it. ``prompt_logprobs`` comes once,
-    with the first chunk, where it was asked for (the first prompt token has none).
+    with the first chunk, where it was asked for (the first prompt token has none). ``timing`` comes
+    with the first tokens of choice 0.
     """
 
     request_id: str
@@ -275,6 +284,7 @@ class TokenChunk:
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     thought_end: ThoughtEnd | None = None
+    timing: Timing | None = None
     error: RequestError | None = None
 
 

@@ -35,6 +35,7 @@ class ChatChoice:
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
             stop_in_thought=params.stop_in_thought,
+            min_tokens=params.min_tokens,
         )
         self._begun = False
         self._content: list[str] = []

@@ -44,6 +44,7 @@ class CompletionChoice:
             stop=params.stop,
             include_stop=params.include_stop_str_in_output,
             stop_in_thought=params.stop_in_thought,
+            min_tokens=params.min_tokens,
         )
         self._scores = None if body.logprobs is None else CompletionLogprobs(body.logprobs)
         self._pieces: list[dict[str, Any]] = []

@@ -8,7 +8,7 @@ from ..application_file import Wishes, load_application
 from ..launcher import LocalServer
 from ..local_ports import free_ports
 from .console import err, out, progress
-from .serve import stopped_by_signals, wait_for_signal
+from .serve import leave, stopped_by_signals, wait_for_signal
 from .show import show_reply
 from .talk import Manner
 from .talk_http import HttpTalker
@@ -33,12 +33,13 @@ def run_demo(port: int | None, *, exit_after: bool) -> None:
             ):
                 out.print(f"\n[bold cyan]{title}[/]  {question}")
                 message = {"role": "user", "content": question}
-                manner = Manner(thinking=thinking, seed=0)
+                manner = Manner(thinking=thinking, temperature=0.0)
                 show_reply(talker.reply([message], manner), out)
         out.print(f"\nboth answered {time.monotonic() - began:.1f} s after the start")
         if not exit_after:
             out.print(f"the server stays up at [bold]{server.address}[/]; Ctrl-C stops it")
             out.print(f"[dim]$[/] inference-pio chat --url {server.address}")
             wait_for_signal(server)
+    leave(server)
     if exit_after:
         err.print("the server has ended")

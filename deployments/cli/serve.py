@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -49,7 +51,7 @@ def run_server(config: Path | None, wishes: Wishes) -> None:
     """Start, say where it is, wait, stop."""
     started = time.monotonic()
     application = load_application(config, wishes)
-    with stopped_by_signals(), LocalServer(application) as server:
+    with stopped_by_signals(), LocalServer(application, show_logs=True) as server:
         with progress() as say:
             server.start(say)
         err.print(
@@ -57,6 +59,15 @@ def run_server(config: Path | None, wishes: Wishes) -> None:
             f"after {time.monotonic() - started:.1f} s; Ctrl-C stops it"
         )
         wait_for_signal(server)
+    leave(server)
+
+
+def leave(server: LocalServer) -> None:
+    """Return, or end this process at once where an ordinary exit would hang."""
+    if not server.stopped_orderly:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def wait_for_signal(server: LocalServer) -> NoReturn:

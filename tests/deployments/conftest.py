@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+
 from inference_pio.deployments.config import ServiceConfig, load_config
 from inference_pio.deployments.engine_service import EngineService
 from inference_pio.deployments.ingress import create_app
@@ -79,6 +80,7 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "engine": ENGINE,
         "api": {"max_body_bytes": 2**20, "body_timeout_s": 2.0},
         "thinking": {"max_budget": 3000},
+        "replicas": {"idle_subscription_s": 0.5},
     }
     application = {
         "name": "test",
@@ -101,6 +103,7 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(url, process, log)
         yield url
+        assert process.poll() is None, f"the service died:\n{log.read_text()[-4000:]}"
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)

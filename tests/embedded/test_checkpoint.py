@@ -9,16 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors import safe_open
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
 from inference_pio.embedded import checkpoint_path
 from inference_pio.embedded.chat import EMPTY_THOUGHT, render_completion, render_prompt
 from inference_pio.embedded.conversation import Conversation, plain
 from inference_pio.embedded.evaluate import Judge
 from inference_pio.embedded.tasks import generate
 from inference_pio.embedded.tokenizer import SPECIAL_TOKENS, TAG_TOKENS, build_tokenizer
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from safetensors import safe_open
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 LARGEST_CHECKPOINT = 8_000_000
 

@@ -5,6 +5,7 @@ import random
 import re
 
 import pytest
+
 from inference_pio.embedded import thoughts
 from inference_pio.embedded.conversation import MODES, varied
 from inference_pio.embedded.tasks import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from inference_pio.kernels.context import ContextItem, build_context
 
 CPU = torch.device("cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from inference_pio.kernels.context import ContextItem, ForwardContext, build_context
 from inference_pio.kernels.torch_attention import (
     BLOCKS_PER_GROUP,

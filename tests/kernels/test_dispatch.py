@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from inference_pio.kernels.dispatch import OVERRIDE, select_kernels
 
 CPU = torch.device("cpu")

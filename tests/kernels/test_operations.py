@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
+
 from inference_pio.kernels.api import Kernels
 from inference_pio.kernels.context import ContextItem, ForwardContext, build_context
 from inference_pio.kernels.dispatch import select_kernels
 from inference_pio.kernels.reference import ReferenceKernels
 from inference_pio.kernels.rope import inverse_frequencies, rope_cos_sin
 from inference_pio.kernels.torch_ops import TorchKernels
-from torch import Tensor
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

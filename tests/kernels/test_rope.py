@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from inference_pio.kernels.rope import inverse_frequencies, rope_cos_sin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence as Items
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,12 @@ from inference_pio.workers.batch import ScheduledBatch
 from inference_pio.workers.config import EngineConfig
 from inference_pio.workers.kv.block import IntegrityError
 from inference_pio.workers.kv.manager import KVManager
-from inference_pio.workers.scheduler import Scheduler, fewest, share_budget, worst_case_blocks
+from inference_pio.workers.scheduler import (
+    Scheduler,
+    choose_victims,
+    share_budget,
+    worst_case_blocks,
+)
 from inference_pio.workers.sequence import Sequence, SequenceStatus
 from inference_pio.workers.types import GenerateRequest, SamplingParams
 
@@ -104,10 +110,19 @@ def test_the_worst_case_counts_blocks_as_forked_sequences_fill_them(
     assert worst_case_blocks(prompt, prompt + output, choices, size) == len(slots)
 
 
-@given(st.integers(0, 9), st.integers(0, 12))
-def test_fewest_is_the_first_count_that_is_enough(limit: int, need: int) -> None:
-    expected = next((count for count in range(limit + 1) if count >= need), None)
-    assert fewest(limit, lambda count: count >= need) == expected
+@given(st.lists(st.integers(0, 5), max_size=7), st.integers(0, 25))
+def test_victims_are_leading_and_none_of_them_is_needless(gains: list[int], need: int) -> None:
+    candidates = [(number, gain) for number, gain in enumerate(gains)]
+
+    def enough(victims: Items[tuple[int, int]]) -> bool:
+        return sum(gain for _, gain in victims) >= need
+
+    victims = choose_victims(candidates, enough)
+    leading = next((k for k in range(len(gains) + 1) if sum(gains[:k]) >= need), 0)
+    assert set(victims) <= set(candidates[:leading])
+    if leading:
+        assert enough(victims)
+        assert all(not enough([v for v in victims if v != victim]) for victim in victims)
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -344,6 +359,17 @@ def test_an_aged_sequence_is_not_preempted_only_to_be_admitted_again() -> None:
     bench.add("urgent", max_tokens=8, priority=0)
     assert bench.step().preempted == ()
     assert old.num_computed_tokens == 5
+
+
+def test_a_victim_that_turns_out_needless_is_spared() -> None:
+    bench = Bench(num_blocks=6)
+    big = bench.add("big", max_tokens=12, priority=1)
+    bench.add("small", max_tokens=4, priority=2)
+    bench.step()
+    bench.add("urgent", max_tokens=12, priority=0)
+    batch = bench.step()
+    assert batch.preempted == (big,)
+    assert bench.names(batch) == {"small": 1, "urgent": 4}
 
 
 def test_slots_are_made_free_for_a_better_priority_too() -> None:

@@ -77,6 +77,7 @@ class OutputAssembler:
         stop: tuple[str, ...] = (),
         include_stop: bool = False,
         stop_in_thought: bool = False,
+        min_tokens: int = 0,
         make_call_id: Callable[[], str] = new_call_id,
     ) -> None:
         self._tokenizer = tokenizer
@@ -84,14 +85,17 @@ class OutputAssembler:
         self._tools = tools
         self._make_call_id = make_call_id
         self._pieces = PieceStream(
-            tokenizer, stop, everywhere=stop_in_thought, include_stop=include_stop
+            tokenizer,
+            stop,
+            everywhere=stop_in_thought,
+            include_stop=include_stop,
+            min_tokens=min_tokens,
         )
         self._num_tokens = 0
         self._gap = _Gap.START
         self._pending = ""  # newlines (at the start: whitespace) that may not be content
         self._thought_pending = ""
         self._thought_begun = False
-        self._in_thought = False
         self._has_content = False
         self._block: ToolCallBlock | None = None
         self._open_tag = ""  # of a block that has not become a call
@@ -141,8 +145,6 @@ class OutputAssembler:
             if not self._parse:
                 self._emit(piece.text)
                 continue
-            if self._in_thought and piece.kind is not TokenKind.THOUGHT:
-                self._end_thought()
             if piece.kind is TokenKind.TAG:
                 self._read_tag(piece)
             elif piece.kind is TokenKind.THOUGHT:
@@ -168,12 +170,10 @@ class OutputAssembler:
 
     def _end_thought(self) -> None:
         """Leave a thought, or enter one: what is held back was only space around it."""
-        self._in_thought = False
         self._gap = _Gap.THOUGHT
         self._pending = self._thought_pending = ""
 
     def _read_thought(self, text: str) -> None:
-        self._in_thought = True
         self._thought_pending += text
         if not self._thought_begun:
             if not self._thought_pending.strip():

@@ -119,7 +119,7 @@ class JsonPrefix:
         return self._close({"}": "{", "]": "["}.get(character, ""))
 
     def _close(self, opened: str) -> bool:
-        if False:
+        if self._open[-1] != opened:
             return False
         self._open.pop()
         self._end_value()

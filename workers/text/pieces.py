@@ -27,7 +27,8 @@ class PieceStream:
     """Turns one sequence's tokens into pieces; what may become a stop string is held back.
 
     Stop strings are looked for in runs of content, or with ``everywhere`` in the whole output
-    with its tags. After a match (``matched``) no more text comes.
+    with its tags; one that is complete within the first ``min_tokens`` tokens is passed over.
+    After a match (``matched``) no more text comes.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class PieceStream:
         *,
         everywhere: bool = False,
         include_stop: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
         self._matcher = StopMatcher(stops)
         self._everywhere = everywhere
         self._include_stop = include_stop
+        self._tokens_to_pass = min_tokens
         self._kind = TokenKind.CONTENT
         self._held: list[Piece] = []
         self._ready: list[Piece] = []
@@ -61,6 +64,7 @@ class PieceStream:
             self._add(Piece(kind, self._tokenizer.decode([token]), token))
         elif kind is not TokenKind.STOP:
             self._add(Piece(kind, self._detokenizer.feed((token,))))
+        self._tokens_to_pass -= 1
         return self._take()
 
     def flush(self) -> list[Piece]:
@@ -82,7 +86,7 @@ class PieceStream:
             return
         self._held.append(piece)
         before = sum(len(held.text) for held in self._held[:-1])
-        end = self._matcher.feed(piece.text)
+        end = self._matcher.feed(piece.text, may_stop=self._tokens_to_pass <= 0)
         if self.matched is None or end is None:
             self._pass_on(before + len(piece.text) - self._matcher.held)
             return

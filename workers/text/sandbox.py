@@ -1,9 +1,9 @@
 """Runs a Jinja template of a checkpoint: sandboxed, and within limits of time and size.
 
 Python cannot stop a running function from outside, so the deadline is checked from within: the
-compiled template calls ``_Deadline.check`` at every turn of every loop, at every loop filter and
-at every call of a function or macro. Between two checks lies straight-line code, each operation
-of which takes time in proportion to its values.
+compiled template calls ``_Deadline.check`` at every turn of every loop and at every call of a
+function or macro. Between two checks lies straight-line code, each operation of which takes time
+in proportion to its values.
 
 A template is a file of the operator's own checkpoint, never a client's. The limits hold against
 conversations that would make a template slow or its output huge, and against endless loops; they
@@ -39,10 +39,9 @@ class _Deadline:
         self._seconds = seconds
         self._end = time.monotonic() + seconds
 
-    def check(self) -> bool:
+    def check(self) -> None:
         if time.monotonic() > self._end:
             raise RenderLimitError(f"took longer than {self._seconds:g} s on this conversation")
-        return True
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -84,15 +83,9 @@ class SandboxedTemplate:
 
 
 def _check_each_turn(loop: nodes.For) -> None:
-    loop.body.insert(0, nodes.ExprStmt(_check_call(loop.lineno), lineno=loop.lineno))
-    if loop.test is not None:
-        # A turn that the loop's own filter skips never reaches the body.
-        loop.test = nodes.And(_check_call(loop.lineno), loop.test, lineno=loop.lineno)
-
-
-def _check_call(line: int) -> nodes.Call:
-    name = nodes.Name(_CHECK, "load", lineno=line)
-    return nodes.Call(name, [], [], None, None, lineno=line)
+    name = nodes.Name(_CHECK, "load", lineno=loop.lineno)
+    check = nodes.Call(name, [], [], None, None, lineno=loop.lineno)
+    loop.body.insert(0, nodes.ExprStmt(check, lineno=loop.lineno))
 
 
 def _tojson(

@@ -27,10 +27,11 @@ class StopMatcher:
         """Length of the longest end of the text so far that begins a stop string."""
         return max(self._states, default=0)
 
-    def feed(self, text: str) -> int | None:
+    def feed(self, text: str, *, may_stop: bool = True) -> int | None:
         """Follow ``text``; where a stop string ends in it, how much of ``text`` that takes.
 
-        After a match, ``matched`` names the stop string and nothing more is followed.
+        After a match, ``matched`` names the stop string and nothing more is followed. Without
+        ``may_stop`` a stop string that ends in ``text`` is passed over.
         """
         if self.matched is not None or (self.held == 0 and self._first.isdisjoint(text)):
             return None
@@ -38,8 +39,10 @@ class StopMatcher:
             for number, stop in enumerate(self._stops):
                 state = _step(stop, self._fallbacks[number], self._states[number], character)
                 if state == len(stop):
-                    self.matched = stop
-                    return position + 1
+                    if may_stop:
+                        self.matched = stop
+                        return position + 1
+                    state = self._fallbacks[number][state]
                 self._states[number] = state
         return None
 

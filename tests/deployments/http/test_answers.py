@@ -243,6 +243,8 @@ def test_metrics_count_what_was_served(client: httpx.Client) -> None:
         "vllm:time_to_first_token_seconds_count",
         "vllm:inter_token_latency_seconds_bucket",
         "vllm:e2e_request_latency_seconds_sum",
+        "vllm:request_queue_time_seconds_count",
+        "vllm:request_prefill_time_seconds_count",
         "vllm:request_decode_time_seconds_count",
         "vllm:num_requests_running",
         "vllm:num_requests_waiting",

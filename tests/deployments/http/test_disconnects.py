@@ -8,6 +8,8 @@ import time
 
 import httpx
 
+from inference_pio.deployments.wire import HEARTBEAT_S
+
 CHAT = "/v1/chat/completions"
 ENDLESS = {
     "messages": [{"role": "user", "content": "hi"}],
@@ -55,6 +57,27 @@ def test_leaving_before_the_answer_stops_it(client: httpx.Client) -> None:
             continue
         raise AssertionError("the request was to take longer than that")
     wait_for_rest(client)
+
+
+def test_the_shared_stream_outlives_the_request_that_opened_it(
+    client: httpx.Client, service_url: str
+) -> None:
+    # The stream to the engine ends when idle (0.5 s here, looked at with each heartbeat), so the
+    # next request opens it anew.
+    time.sleep(2 * HEARTBEAT_S + 0.5)
+    with httpx.Client(base_url=service_url, timeout=60) as opener:
+        request = opener.build_request("POST", CHAT, json={**ENDLESS, "stream": True})
+        first = opener.send(request, stream=True)
+        next(first.iter_lines())
+        with client.stream(
+            "POST", CHAT, json={**ENDLESS, "max_tokens": 1500, "stream": True}
+        ) as other:
+            lines = other.iter_lines()
+            next(lines)
+            first.close()
+            rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert not any("error" in line for line in rest)
 
 
 def test_a_service_full_of_leavers_still_serves(client: httpx.Client, service_url: str) -> None:

@@ -20,8 +20,9 @@ MAX_LEN = SIZE * BLOCKS
 Prefix = tuple[str, tuple[int, ...]]
 
 
-def new_sequence(prompt: list[int], salt: str = "", **params: int) -> Sequence:
-    request = GenerateRequest("r", tuple(prompt), SamplingParams(**params), cache_salt=salt)
+def new_sequence(prompt: list[int], salt: str = "", prompt_logprobs: int | None = None) -> Sequence:
+    params = SamplingParams(prompt_logprobs=prompt_logprobs)
+    request = GenerateRequest("r", tuple(prompt), params, cache_salt=salt)
     return Sequence.from_request(request, arrival=0.0, max_len=MAX_LEN)
 
 
@@ -74,8 +75,7 @@ class ManagerMachine(RuleBasedStateMachine):
         extra=st.integers(0, 3),
     )
     def admit(self, prompt: list[int], salt: str, logprobs: int | None, extra: int) -> None:
-        params = {} if logprobs is None else {"prompt_logprobs": logprobs}
-        sequence = new_sequence(prompt, salt, **params)
+        sequence = new_sequence(prompt, salt, logprobs)
         blocks = self.kv.blocks_for(len(prompt)) + extra
         hits = self._expected_hits(sequence)
         used = {block for other in self.live for block in other.block_table}
@@ -199,8 +199,11 @@ def test_no_hits_across_salts_for_prompt_logprobs_or_when_off(other: str) -> Non
     compute(kv, first)
     if other == "model":
         kv._fingerprint = b"another"
-    params = {"prompt_logprobs": 0} if other == "prompt_logprobs" else {}
-    second = new_sequence([1, 2, 3, 4, 5], "x" if other == "salt" else "", **params)
+    second = new_sequence(
+        [1, 2, 3, 4, 5],
+        "x" if other == "salt" else "",
+        0 if other == "prompt_logprobs" else None,
+    )
     assert kv.admit(second, 3)
     assert second.num_cached_tokens == 0
     third = new_sequence([1, 2, 3, 4, 5])
@@ -277,6 +280,19 @@ def test_growth_beyond_the_reservation_takes_free_blocks_until_none_is_left() ->
     assert kv.extend(grown, 1) is None
     kv.free(other)
     assert kv.extend(grown, 1) == []
+
+
+def test_hits_after_a_preemption_are_no_cached_prompt_tokens() -> None:
+    kv = KVManager(6, 2, b"model")
+    sequence = new_sequence([1, 2, 3, 4, 5])
+    assert kv.admit(sequence, 3)
+    compute(kv, sequence)
+    kv.free(sequence)
+    sequence.num_preemptions += 1
+    assert kv.admit(sequence, 3)
+    assert sequence.num_computed_tokens == 4
+    assert sequence.num_cached_tokens == 0
+    assert (kv.prefix_query_tokens, kv.prefix_hit_tokens) == (5, 0)
 
 
 def test_what_a_free_would_bring_counts_shared_blocks_once() -> None:

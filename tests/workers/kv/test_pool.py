@@ -68,7 +68,7 @@ class PoolMachine(RuleBasedStateMachine):
         if block not in self.owners and block in self.content:
             self.unused.append(block)
 
-    @precondition(lambda self: set(self.owners) - set(self.content))
+    @precondition(lambda self: not set(self.owners) <= set(self.content))
     @rule(data=st.data(), content=st.binary(min_size=1, max_size=1))
     def register(self, data: st.DataObject, content: bytes) -> None:
         block = data.draw(st.sampled_from(sorted(set(self.owners) - set(self.content))))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inference_pio.workers.model.random_checkpoint import write_random_checkpoint
 
 SMALL: dict[str, Any] = {

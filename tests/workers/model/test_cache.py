@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from inference_pio.workers.model.cache import KVCache
 from inference_pio.workers.model.config import ModelConfig
 

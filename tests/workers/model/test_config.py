@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from inference_pio.workers.model.config import CheckpointError, GenerationDefaults, ModelConfig
 
 RAW: dict[str, Any] = {

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from inference_pio.workers.model.config import CheckpointError
 from inference_pio.workers.model.fingerprint import model_fingerprint
 

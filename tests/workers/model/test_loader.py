@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
 from inference_pio.workers.model.config import CheckpointError
 from inference_pio.workers.model.loader import INDEX_FILE, Checkpoint, LoadProgress
 from inference_pio.workers.model.qwen3 import Qwen3Model
 from inference_pio.workers.model.safetensors_file import SafetensorsFile
-from rich.console import Console
-from safetensors.torch import load_file, save_file
 
 MakeCheckpoint = Callable[..., Path]
 CPU = torch.device("cpu")

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from inference_pio.kernels.context import ContextItem, build_context
-from inference_pio.workers.model.qwen3 import Qwen3Model
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
+
+from inference_pio.kernels.context import ContextItem, build_context
+from inference_pio.workers.model.qwen3 import Qwen3Model
 
 MakeCheckpoint = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -62,7 +63,8 @@ class Runner:
         context = build_context(items, BLOCK, CPU)
         hidden = self.model.forward(torch.cat([ids for *_, ids in parts]), context, self.cache)
         logprobs = self.model.logits(hidden).log_softmax(-1)
-        return list(logprobs.split([len(ids) for *_, ids in parts]))
+        starts = context.query_starts
+        return [logprobs[starts[i] : starts[i + 1]] for i in range(len(parts))]
 
     def run(self, sequences: Sequence[Tensor], chunks: Sequence[Sequence[int]]) -> list[Tensor]:
         """All sequences side by side, each in its own chunks."""
@@ -87,7 +89,7 @@ def prompt(length: int, seed: int = 0) -> Tensor:
 
 @torch.inference_mode()
 def oracle(folder: Path, sequences: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=dtype)
     return [model(ids[None]).logits[0].float().log_softmax(-1) for ids in sequences]
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from inference_pio.workers.model.config import GenerationDefaults, ModelConfig
 from inference_pio.workers.model.random_checkpoint import (
     CONFIGS,
@@ -16,7 +18,6 @@ from inference_pio.workers.model.random_checkpoint import (
     make_random_checkpoint,
 )
 from inference_pio.workers.model.weights import expected_shapes
-from safetensors.torch import load_file
 
 MakeCheckpoint = Callable[..., Path]
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from inference_pio.workers.text.tokenizer import Tokenizer
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
+
+from inference_pio.workers.text.tokenizer import Tokenizer
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from inference_pio.workers.phases import PhaseMachine, PhaseTokens
 from inference_pio.workers.text.assembler import (
     AssembledOutput,
@@ -121,6 +122,8 @@ F = ("f", '{"a": "é}"}')
         ("hello", None, "hello", []),
         ("<think>\nhe\n\nllo\n</think>\n\nyes\n", "he\n\nllo", "yes\n", []),
         ("\n<think>\n a \n</think>\n\n\n b", " a ", " b", []),
+        (" \n<think>t</think>x", "t", "x", []),
+        (" \nx", None, " \nx", []),
         ("<think>\n\n</think>\n\nyes", None, "yes", []),
         ("<think> \n </think>yes", None, "yes", []),
         ("<think></think>", None, "", []),
@@ -249,6 +252,11 @@ def test_a_stop_string_may_be_a_tag(tiny: Tokenizer) -> None:
     assert raw.content == "<think>a</think>"
 
 
+def test_half_a_tag_is_no_content(tiny: Tokenizer) -> None:
+    stopped = read(tiny, "<think>a</think>xb", stop=("k>x",), stop_in_thought=True)
+    assert parts(stopped) == ("a", "", [])
+
+
 def test_what_is_streamed_comes_at_once(tiny: Tokenizer) -> None:
     assembler = OutputAssembler(tiny, tools=True, make_call_id=counted_ids())
     ids = tiny.encode(f"<think>\nab\n</think>\n\nc{CALL}", parse_special=True)
@@ -314,6 +322,7 @@ def test_any_tokens_in_any_chunks_give_the_same_answer(
             "stop": st.sampled_from([(), ("hello",), ("}", "x<"), ("k>", "\n\n")]),
             "include_stop": st.booleans(),
             "stop_in_thought": st.booleans(),
+            "min_tokens": st.integers(0, 12),
         }
     )
     mode = data.draw(modes)

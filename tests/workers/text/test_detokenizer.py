@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from inference_pio.workers.text.detokenizer import Detokenizer
 from inference_pio.workers.text.tokenizer import Tokenizer
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from inference_pio.workers.text.json_prefix import MAX_DEPTH, JsonPrefix, JsonState
 
 SCALARS = (

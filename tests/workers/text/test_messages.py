@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from inference_pio.workers.text.messages import (
     MAX_DEPTH,
     normalise_messages,
@@ -42,6 +43,7 @@ def test_reasoning_under_either_name(field: str) -> None:
     ("content", "reasoning", "answer"),
     [
         ("<think>\na\nb\n</think>\n\nc", "a\nb", "c"),
+        ("<think>\n  a \n</think>\n  c", "  a ", "  c"),
         ("\n<think></think>c", "", "c"),
         ("<think>a</think>b</think>c", "a", "b</think>c"),
     ],

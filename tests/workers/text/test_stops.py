@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from inference_pio.workers.text.pieces import Piece, PieceStream
 from inference_pio.workers.text.stops import StopMatcher
 from inference_pio.workers.text.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ def longest_beginning(text: str, stops: list[str]) -> int:
 @settings(max_examples=400, deadline=None)
 @given(text=TEXT, stops=STOPS, cuts=st.lists(st.integers(0, 24), max_size=4))
 @example(text="aab", stops=["ab", "aaa"], cuts=[])
+@example(text="aabaaabaaa<", stops=["aabaaa<"], cuts=[])
 @example(text="abababb", stops=["ababb"], cuts=[4])
 @example(text="ab<a", stops=["b", "ab"], cuts=[1])
 def test_matcher_equals_brute_force(text: str, stops: list[str], cuts: list[int]) -> None:
@@ -87,6 +89,26 @@ def test_stop_inside_one_token(tiny: Tokenizer) -> None:
     stream = PieceStream(tiny, ("ll",))
     assert texts(stream, hello) == ["he"]
     assert stream.matched == "ll"
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "kept"),
+    [(0, "a"), (2, "a"), (3, "axya"), (6, "axyaxya"), (8, "axyaxya"), (9, "axyaxyaxyb")],
+)
+def test_stop_strings_within_the_minimum_are_passed_over(
+    tiny: Tokenizer, min_tokens: int, kept: str
+) -> None:
+    # One token a character: "xy" ends at tokens 3, 6 and 9.
+    ids = tiny.encode("axyaxyaxyb")
+    stream = PieceStream(tiny, ("xy",), min_tokens=min_tokens)
+    assert "".join(texts(stream, ids)) == kept
+    assert stream.matched == (None if kept.endswith("b") else "xy")
+
+
+def test_a_passed_over_stop_string_may_begin_the_next(tiny: Tokenizer) -> None:
+    stream = PieceStream(tiny, ("xax",), min_tokens=3)
+    assert "".join(texts(stream, tiny.encode("xaxaxb"))) == "xa"
+    assert stream.matched == "xax"
 
 
 def feed_all(stream: PieceStream, tokens: list[tuple[int, TokenKind]]) -> list[Piece]:

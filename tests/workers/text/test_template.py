@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from inference_pio.workers.text import sandbox
 from inference_pio.workers.text.errors import TextFilesError
 from inference_pio.workers.text.template import ChatTemplate
@@ -98,10 +99,9 @@ def test_what_a_template_must_not_do_refuses_the_request(tiny: Tokenizer, source
     "source",
     [
         "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
-        "{% for a in range(9999) %}{% for b in range(9999) if false %}{% endfor %}{% endfor %}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     ],
-    ids=["loops", "loop filters", "macros"],
+    ids=["loops", "macros"],
 )
 def test_time_limit(tiny: Tokenizer, source: str) -> None:
     guarded = template(

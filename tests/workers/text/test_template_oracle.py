@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from inference_pio.workers.text.messages import normalise_messages, normalise_tools
 from inference_pio.workers.text.template import ChatTemplate
 from inference_pio.workers.text.tokenizer import Tokenizer

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as LibraryTokenizer
+
 from inference_pio.workers.text.errors import TextFilesError
 from inference_pio.workers.text.tokenizer import STOP_TEXT, Tokenizer
 from inference_pio.workers.types import RequestError
-from tokenizers import Tokenizer as LibraryTokenizer
 
 from .conftest import SPECIAL, TAGS, write_tokenizer
 
@@ -75,6 +76,13 @@ def test_parse_special_equals_the_full_tokenizer(
 ) -> None:
     full = library(tiny_folder).encode(text, add_special_tokens=False).ids
     assert tiny.encode(text, parse_special=True) == full
+
+
+def test_of_two_control_tokens_the_longer_is_taken(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path, tags=("<a", "<a>", "<a>b"))
+    text = "<a<a>b<a>c<a"
+    full = library(folder).encode(text, add_special_tokens=False).ids
+    assert Tokenizer.load(folder).encode(text, parse_special=True) == full
 
 
 @quiet

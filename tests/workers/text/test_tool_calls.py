@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from inference_pio.workers.text.tool_calls import ToolCallBlock
 
 WEATHER = '\n{"name": "get_weather", "arguments": {"city": "Köln", "days": [1, {"a": "}\\""}]}}\n'
