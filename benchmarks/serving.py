@@ -154,7 +154,7 @@ def _sender(url: str, model: str) -> Any:
 
 def _engine_request(engine: Engine, number: int, question: Question) -> GenerateRequest:
     ids = engine.loaded.text.template.render(
-        normalise_messages(question.messages), None, enable_thinking=None
+        normalise_messages(question.messages), (), enable_thinking=None
     )
     params = SamplingParams(max_tokens=question.max_tokens, ignore_eos=True, seed=question.seed)
     return GenerateRequest(f"offline-{number}", tuple(ids), params)

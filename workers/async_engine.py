@@ -32,7 +32,7 @@ class EngineDeadError(RuntimeError):
 
 
 class AsyncEngine:
-    """A thread that drives one :class:`Engine`; every public method may be called from any thread."""
+    """A thread that drives one :class:`Engine`; any thread may call any public method."""
 
     def __init__(self, engine: Engine, on_step: OnStep) -> None:
         self.engine = engine

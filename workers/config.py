@@ -65,7 +65,7 @@ class EngineConfig(FrozenConfig):
     """Requests that may wait; one more is refused."""
     prefix_caching: bool = True
     num_threads: int | None = Field(None, ge=1)
-    """CPU threads; ``None``: every core this process may use, one for a model of a few megabytes."""
+    """CPU threads; ``None``: every core this process may use, or one for a very small model."""
     seed: int = 0
     """Seeds the requests that bring none."""
     default_reservation: int = Field(512, ge=1)

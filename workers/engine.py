@@ -235,9 +235,7 @@ class Engine:
         )
         self._end(choice, FinishReason.ERROR, told)
 
-    def _end(
-        self, choice: Choice, reason: FinishReason, error: RequestError | None = None
-    ) -> None:
+    def _end(self, choice: Choice, reason: FinishReason, error: RequestError | None = None) -> None:
         choice.finish(reason, error=error)
         self._drain(choice)
 

@@ -124,9 +124,7 @@ class Qwen3Plugin:
         return self._llm
 
 
-def create_qwen3_0_6b_plugin(
-    model_path: str = "Qwen/Qwen3-0.6B", **options: object
-) -> Qwen3Plugin:
+def create_qwen3_0_6b_plugin(model_path: str = "Qwen/Qwen3-0.6B", **options: object) -> Qwen3Plugin:
     """A plugin for Qwen3-0.6B; ``options`` are the keys of :class:`PluginConfig`."""
     config = PluginConfig.model_validate({"model_path": model_path, **options})
     return Qwen3Plugin("qwen3-0.6b", config)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -36,13 +37,13 @@ BODY = b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in EVENTS)
 
 def chunked(body: bytes, cuts: list[int]) -> bytes:
     edges = [0, *sorted({cut % len(body) for cut in cuts} - {0}), len(body)]
-    parts = [body[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [body[a:b] for a, b in itertools.pairwise(edges)]
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
 def arriving(raw: bytes, cuts: list[int]) -> Recording:
     edges = [0, *sorted({cut % len(raw) for cut in cuts} - {0}), len(raw)]
-    parts = [raw[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [raw[a:b] for a, b in itertools.pairwise(edges)]
     return Recording(0.0, tuple((float(time), part) for time, part in enumerate(parts, 1)))
 
 
@@ -126,5 +127,5 @@ def test_post_sends_json_and_records_to_the_end() -> None:
 
 
 def test_no_server_is_an_error_with_its_address() -> None:
-    with pytest.raises(StreamError, match="no connection to 127.0.0.1:9"):
+    with pytest.raises(StreamError, match=r"no connection to 127\.0\.0\.1:9"):
         asyncio.run(post("http://127.0.0.1:9/v1/x", {}))

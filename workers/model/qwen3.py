@@ -129,7 +129,10 @@ class Qwen3Model:
 
     @torch.inference_mode()
     def logits(self, hidden_RC: Tensor) -> Tensor:
-        """Scores of every vocabulary row, float32 [R, vocab_size]."""
+        """Scores of every vocabulary row, float32 [R, vocab_size].
+
+        An inference tensor, as all outputs here: to be changed under ``torch.inference_mode()``.
+        """
         return self.head(hidden_RC).float()
 
     def _check(self, context: ForwardContext, cache: KVCache) -> None:

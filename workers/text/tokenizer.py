@@ -39,9 +39,8 @@ _WHITESPACE = re.compile(r"\s+")
 class TagIds:
     """Token ids the phase machine works with; ``None`` or empty where the tokenizer has no such.
 
-    ``whitespace`` holds every token of whitespace alone. ``stop_text_ids`` ends a thought whose
-    budget is spent, ``close_ids`` any other thought that has to end; both hold ``</think>`` as its
-    control id and are empty without one.
+    ``whitespace`` holds every token of whitespace alone. ``stop_text_ids`` ends a thought that has
+    to end; it holds ``</think>`` as its control id and is empty without one.
     """
 
     think_open: int | None
@@ -50,13 +49,7 @@ class TagIds:
     tool_close: int | None
     whitespace: frozenset[int]
     stop_text_ids: tuple[int, ...]
-    close_ids: tuple[int, ...]
     eos: int | None
-
-    @property
-    def loop_text_ids(self) -> tuple[int, ...]:
-        """What ends a thought that loops: the plain closing, for a loop has no last word."""
-        return self.close_ids
 
 
 class Tokenizer:
@@ -191,7 +184,6 @@ class Tokenizer:
                 token for token, data in enumerate(self._bytes) if data and data.isspace()
             ),
             stop_text_ids=self._closing(f"\n\n{STOP_TEXT}\n", close),
-            close_ids=self._closing("\n", close),
             eos=self.eos,
         )
 

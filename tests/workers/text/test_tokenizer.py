@@ -51,20 +51,17 @@ def test_real_special_ids(qwen: Tokenizer) -> None:
     assert qwen.encode("x")[0] not in tags.whitespace
 
 
-def test_forced_closings_hold_the_control_id(qwen: Tokenizer) -> None:
-    stop, close = qwen.tags.stop_text_ids, qwen.tags.close_ids
+def test_forced_closing_holds_the_control_id(qwen: Tokenizer) -> None:
+    stop = qwen.tags.stop_text_ids
     assert qwen.decode(stop) == f"\n\n{STOP_TEXT}\n</think>\n\n"
-    assert qwen.decode(close) == "\n</think>\n\n"
-    for ids in (stop, close):
-        assert ids.count(151668) == 1
-        assert ids[-1] == 271
-    assert qwen.tags.loop_text_ids == close
+    assert stop.count(151668) == 1
+    assert stop[-1] == 271
 
 
 def test_tokenizer_without_tags(tagless: Tokenizer) -> None:
     tags = tagless.tags
     assert (tags.think_open, tags.think_close, tags.tool_open, tags.tool_close) == (None,) * 4
-    assert tags.stop_text_ids == tags.close_ids == ()
+    assert tags.stop_text_ids == ()
     text = "<think>hello</think>"
     assert tagless.decode(tagless.encode(text, parse_special=True)) == text
 
