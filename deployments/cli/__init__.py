@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from .bench import bench
+from .bench import bench_app
 
 app = typer.Typer(
     help="Serve Qwen3 on one machine or a Ray cluster, talk to it, and measure it.",
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(bench, name="bench")
+app.add_typer(bench_app, name="bench")
 
 MODEL_HELP = "[bold]embedded[/], a checkpoint folder, or a hub name such as Qwen/Qwen3-0.6B."
 
@@ -63,13 +63,14 @@ Url = Annotated[
 
 
 @app.command(
+    "serve",
     epilog=_examples(
         "inference-pio serve embedded",
         "inference-pio serve Qwen/Qwen3-0.6B --dtype bfloat16 --port 8080",
         "inference-pio serve ./checkpoint --served-model-name mine --config service.yaml",
-    )
+    ),
 )
-def serve(
+def serve_command(
     model: Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default="embedded")] = None,
     config: Annotated[
         Path | None,
@@ -100,13 +101,14 @@ def serve(
 
 
 @app.command(
+    "chat",
     epilog=_examples(
         "inference-pio chat",
         "inference-pio chat ./checkpoint --budget 200",
         "inference-pio chat --url http://127.0.0.1:8000",
-    )
+    ),
 )
-def chat(
+def chat_command(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "embedded",
     url: Url = None,
     budget: Budget = None,
@@ -126,13 +128,14 @@ def chat(
 
 
 @app.command(
+    "generate",
     epilog=_examples(
         'inference-pio generate "What is 12 + 34 - 5?"',
         'inference-pio generate "Sort 30, 4, 12." --no-think --json',
         'inference-pio generate "Once upon a time" --raw --model ./checkpoint --max-tokens 50',
-    )
+    ),
 )
-def generate(
+def generate_command(
     prompt: Annotated[str, typer.Argument(help="The question, or - for standard input.")],
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "embedded",
     raw: Annotated[bool, typer.Option(help="Continue the text; no chat template.")] = False,
@@ -159,7 +162,7 @@ def generate(
     "make-checkpoint",
     epilog=_examples("inference-pio make-checkpoint qwen3-0.6b ./random --tokenizer ./tokenizer"),
 )
-def make_checkpoint(
+def make_checkpoint_command(
     shape: Annotated[Shape, typer.Argument(help="Which model's shapes.", metavar="SHAPE")],
     out: Annotated[Path, typer.Argument(help="Folder to write.", metavar="OUT")],
     tokenizer: Annotated[Path, typer.Option(help="Folder with tokenizer.json and its config.")],
@@ -171,8 +174,8 @@ def make_checkpoint(
     run_make_checkpoint(shape.value, out, tokenizer, seed)
 
 
-@app.command(epilog=_examples("inference-pio demo", "inference-pio demo --exit"))
-def demo(
+@app.command("demo", epilog=_examples("inference-pio demo", "inference-pio demo --exit"))
+def demo_command(
     exit_after: Annotated[
         bool, typer.Option("--exit", help="End the server after the answers.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-bench = typer.Typer(
+bench_app = typer.Typer(
     help="Measure speed, serving and accuracy, each in rounds with their spread.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -28,7 +28,7 @@ DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
 
-@bench.command(
+@bench_app.command(
     epilog="Example:\n\n[dim]$[/] inference-pio bench speed ./random-0.6b "
     "--against transformers --json speed.json --picture speed.png"
 )
@@ -55,7 +55,7 @@ def speed(
     run_speed(model, dtype, rounds, peer, threads, json_file, picture)
 
 
-@bench.command(
+@bench_app.command(
     epilog="Examples:\n\n[dim]$[/] inference-pio bench serve embedded --streams 16 --offline\n\n"
     "[dim]$[/] inference-pio bench serve --url http://127.0.0.1:8000 --rate 4"
 )
@@ -93,7 +93,7 @@ def serve(
     run_serve(wishes, json_file, picture)
 
 
-@bench.command(
+@bench_app.command(
     epilog="Example:\n\n[dim]$[/] inference-pio bench accuracy --count 200 --json accuracy.json"
 )
 def accuracy(

@@ -1,0 +1,134 @@
+"""The command as scripts use it: real processes, exit codes, what is on which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("inference-pio"))
+
+
+def run(
+    *arguments: str, stdin: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=120,
+        check=False,
+        env=environment,
+        cwd=cwd,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["serve"],
+        ["chat"],
+        ["generate"],
+        ["make-checkpoint"],
+        ["demo"],
+        ["bench", "speed"],
+        ["bench", "serve"],
+        ["bench", "accuracy"],
+    ],
+)
+def test_help_has_examples(words: list[str]) -> None:
+    shown = run(*words, "--help")
+    assert shown.returncode == 0
+    assert "Usage: inference-pio" in shown.stdout
+    if words:
+        assert f"$ inference-pio {' '.join(words)}" in shown.stdout
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from inference_pio.deployments.cli import main; sys.argv = ['x', '--help']\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["serve", "nowhere"], "there is no folder 'nowhere'"),
+        (["serve", "org/model"], "is not in the local cache and cannot be fetched from the hub"),
+        (["serve", "--config", "absent.yaml"], "absent.yaml"),
+        (["generate", "hi", "--model", "nowhere"], "there is no folder 'nowhere'"),
+        (["generate", "hi", "--temperature", "-1"], "temperature is -1.0"),
+        (["make-checkpoint", "qwen3-0.6b", "out", "--tokenizer", "."], "tokenizer.json"),
+        (["chat", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
+        (["bench", "speed", "--picture", "p.pdf"], ".png or .svg"),
+        (["bench", "serve", "--rate", "2", "--offline"], "--rate is an open loop"),
+    ],
+)
+def test_an_error_is_one_line_without_a_traceback(
+    words: list[str], reason: str, tmp_path: Path
+) -> None:
+    failed = run(*words, cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert "Traceback" not in failed.stderr
+    last = failed.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert reason in last
+
+
+@pytest.mark.parametrize(
+    "words", [["serve", "--port", "0"], ["serve", "--dtype", "int3"], ["sing"]]
+)
+def test_a_wrong_word_is_a_usage_error(words: list[str]) -> None:
+    failed = run(*words)
+    assert failed.returncode == 2
+    assert "Traceback" not in failed.stderr
+
+
+def test_generate_thinks_on_one_stream_and_answers_on_the_other() -> None:
+    done = run("generate", "What is 12 + 34 - 5?", "--think", "--temperature", "0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "41\n"
+    assert "+0041" in done.stderr  # the running total of the thought
+
+
+def test_generate_reads_standard_input_and_writes_json() -> None:
+    done = run("generate", "-", "--no-think", "--json", "--temperature", "0", stdin="Hello!")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["content"]
+    assert answer["reasoning"] is None
+    assert answer["reasoning_tokens"] == 0
+    assert answer["finish_reason"] == "stop"
+    assert answer["completion_tokens"] > 0
+
+
+def test_generate_from_a_folder_stops_at_its_limits(embedded_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(embedded_dir, tmp_path / "model")
+    words = ("--model", "model", "--raw", "--max-tokens", "3", "--json", "--seed", "1")
+    first = run("generate", "abc", *words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["completion_tokens"] <= 3
+    assert run("generate", "abc", *words, cwd=tmp_path).stdout == first.stdout
+
+
+def test_a_budget_ends_the_thought() -> None:
+    words = ("--think", "--budget", "5", "--json", "--temperature", "0")
+    done = run("generate", "What is 12 + 34 - 5 + 77?", *words)
+    assert done.returncode == 0, done.stderr
+    assert 0 < json.loads(done.stdout)["reasoning_tokens"] <= 200
