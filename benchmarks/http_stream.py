@@ -80,9 +80,10 @@ async def post(url: str, body: dict[str, Any]) -> Recording:
         f"Content-Length: {len(payload)}\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
+    host, port = parts.hostname or "localhost", parts.port or 80
     try:
         transport, recorder = await loop.create_connection(
-            lambda: _Recorder(head.encode() + payload), parts.hostname, parts.port
+            lambda: _Recorder(head.encode() + payload), host, port
         )
     except OSError as error:
         raise StreamError(f"no connection to {parts.netloc}: {error}") from error

@@ -137,7 +137,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
         share = "" if row.floor_share is None else f"{row.floor_share:.2f}"
         lines.append(
             f"| {row.benchmark} | {row.system} | {row.precision} | {row.case} "
-            f"| {_number(row.median)} | {_number(row.low)} to {_number(row.high)} "
+            f"| {show_number(row.median)} | {show_number(row.low)} to {show_number(row.high)} "
             f"| {row.unit} | {share} |"
         )
     commands = dict.fromkeys(row.command for row in rows)
@@ -157,7 +157,8 @@ def describe_machine() -> Machine:
     )
 
 
-def _number(value: float) -> str:
+def show_number(value: float) -> str:
+    """Three digits: no figure here is more exact."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

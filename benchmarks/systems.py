@@ -112,7 +112,7 @@ class TransformersGenerate:
             [random_prompt(prompt, vocabulary, self._rng) for _ in range(batch)],
             device=self._device,
         )
-        config = GenerationConfig(
+        config = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new_tokens,
             min_new_tokens=new_tokens,
             do_sample=False,

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -22,12 +23,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
 
+from . import haproxy
 from .application_file import Application
 from .local_ports import free_ports, is_answering, require_free_port
 from .own_processes import adopt_orphans, descendants, end_descendants, is_alive
@@ -67,6 +70,8 @@ def serve_settings(cores: int) -> dict[str, str]:
         # Ray listens on loopback, as it does by default on desktop systems; on Linux it would
         # take the address that other machines see.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Log lines arrive as they are written, not merged with similar ones.
+        "RAY_DEDUP_LOGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
@@ -78,13 +83,13 @@ def private_places(folder: Path, ports: tuple[int, int]) -> dict[str, str]:
     By default both are fixed, so that two servers would meet, and the sockets lie in a folder
     that everybody can write to.
     """
-    haproxy = folder / "haproxy"
+    files = folder / "haproxy"
     return {
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
     }
@@ -139,8 +144,10 @@ class LocalServer:
         orderly = threading.Thread(target=_shut_down_ray, daemon=True)
         orderly.start()
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while orderly.is_alive() and self.is_alive and time.monotonic() < deadline:
-            orderly.join(0.1)
+        # Serve kills its controller while a call to it is open; Ray would print that as a failure.
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            while orderly.is_alive() and self.is_alive and time.monotonic() < deadline:
+                orderly.join(0.1)
         self.stopped_orderly = not orderly.is_alive()
         end_descendants(grace_s=3.0)
         if self._folder is not None and not isinstance(error, LaunchError):
@@ -156,6 +163,7 @@ class LocalServer:
         os.environ.update(private_places(self._folder, (metrics, statistics)))
         for name, value in serve_settings(usable_cores()).items():
             os.environ.setdefault(name, value)
+        os.environ.setdefault(haproxy.BINARY_SETTING, str(haproxy.write_wrapper(self._folder)))
         progress("starting Ray")
         self._start_ray()
         progress("starting the service")

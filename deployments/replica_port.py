@@ -10,17 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.serve._private import replica
+from ray.serve._private import replica as serve_replica
 
 EVERY_INTERFACE = "[::]"
 
 
 def listen_on_node_address() -> None:
     """Call it in a replica's constructor: Serve opens the port after that. Idempotent."""
+    replica: Any = serve_replica
     current = replica.add_port_to_grpc_server
     if getattr(current, "on_node_address", False):
         return
-    node = ray.util.get_node_ip_address()
+    node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     address = f"[{node}]" if ":" in node else node
 
     def add_port(server: Any, place: str) -> int:

@@ -24,7 +24,7 @@ from .config import EngineConfig
 from .kv.block import IntegrityError
 from .kv.manager import KVManager
 from .loading import LoadedModel, load_model
-from .runner import ModelRunner, StepResult
+from .runner import ModelRunner
 from .sampling.checks import check_token_ids
 from .sampling.noise import choice_seed
 from .sampling.row import SampledToken, SamplingError, SamplingRow
@@ -157,7 +157,6 @@ class Engine:
             result = self._runner.run(replace(batch, sequences=sound), rows)
             for sequence, error in result.errors.items():
                 self._fail(self._choices[sequence], error)
-            self._fail_unsound(result)
             self._scheduler.commit(batch)
             for sequence, (start, found) in result.prompt_logprobs.items():
                 # A slice, for a preempted prompt is computed again from an earlier place.
@@ -191,14 +190,6 @@ class Engine:
             choice.fork(sequence.fork(index), self._seed(choice.request, index))
             for index in range(1, 1 + sequence.num_pending_choices)
         ]
-
-    def _fail_unsound(self, result: StepResult) -> None:
-        """End requests whose logits gave no token, before their KV enters the prefix cache."""
-        for sequence, tokens in list(result.sampled.items()):
-            first = tokens[0]
-            if isinstance(first, SamplingError):
-                self._fail(self._choices[sequence], first)
-                del result.sampled[sequence]
 
     def _receive(
         self,
@@ -242,6 +233,7 @@ class Engine:
         told = RequestError(
             f"the engine failed on this request: {type(error).__name__}", code="internal_error"
         )
+        self._kv.forget(choice.sequence)  # whatever went wrong may be in its blocks
         self._end(choice, FinishReason.ERROR, told)
 
     def _end(self, choice: Choice, reason: FinishReason, error: RequestError | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 from .config import EngineConfig
 from .memory import free_bytes, num_kv_blocks
 from .model.cache import KVCache
-from .model.config import DTYPES, GenerationDefaults, ModelConfig
+from .model.config import DTYPES, CheckpointError, GenerationDefaults, ModelConfig
 from .model.fingerprint import model_fingerprint
 from .model.loader import weight_files
 from .model.qwen3 import Qwen3Model
@@ -82,12 +82,17 @@ def load_model(config: EngineConfig) -> LoadedModel:
     cannot be used, ``ValueError`` where the memory does not hold what was asked for.
     """
     folder = resolve_model(config.model)
+    shapes = ModelConfig.from_folder(folder)
     device = _device(config)
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or _threads(folder))
-    shapes = ModelConfig.from_folder(folder)
     limit = _model_limit(config, shapes)
     text = load_text(folder)
+    if text.tokenizer.num_tokens > shapes.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {text.tokenizer.num_tokens} tokens, "
+            f"the model's vocabulary {shapes.vocab_size} rows; they are not of one checkpoint"
+        )
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
     model = Qwen3Model.load(folder, dtype=dtype, device=device, max_positions=limit)
     blocks_per_sequence = -(-limit // config.block_size)

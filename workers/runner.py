@@ -71,7 +71,6 @@ class ModelRunner:
             else:
                 result.sampled |= alone.sampled
                 result.prompt_logprobs |= alone.prompt_logprobs
-                result.errors |= alone.errors
         return result
 
     def _run_together(
@@ -89,13 +88,6 @@ class ModelRunner:
             start += item.num_new_tokens
         if inputs.sampled:
             result.sampled = self._sample(hidden_TH, inputs, rows)
-        # Told as errors, so that what gave no token never enters the prefix index.
-        for sequence, tokens in tuple(result.sampled.items()):
-            failed = [token for token in tokens if isinstance(token, SamplingError)]
-            if len(failed) == len(tokens):
-                result.errors[sequence] = failed[0]
-                del result.sampled[sequence]
-                result.prompt_logprobs.pop(sequence, None)
         return result
 
     def _forward(self, inputs: BatchInputs) -> Tensor:

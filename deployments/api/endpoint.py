@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -56,6 +57,10 @@ class JsonEndpoint(Generic[Body]):
                 await response(scope, receive, send)
         except ClientLeftError:
             self._service.metrics.clients_left.inc()
+        except asyncio.CancelledError:
+            # Serve watches the connection too, and may be the first to see it closed.
+            self._service.metrics.clients_left.inc()
+            raise
         except Exception as error:
             api_error = self._service.to_api_error(error)
             if api_error.status == 500:

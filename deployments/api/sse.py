@@ -47,7 +47,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 class EventStream(Response):
-    """Sends what ``events`` yields; stops it when the client disconnects.
+    """Sends what ``events`` yields; raises ``ClientLeftError`` when the client disconnects.
 
     ``events`` has been started already, so that an error before its first event still is a plain
     HTTP answer. Errors later become an ``error`` event, through ``to_error``.
@@ -69,11 +69,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
-            request = Request(scope, receive)
-            try:
-                await while_connected(request, self._send_all(send))
-            except ClientLeftError:
-                return
+            await while_connected(Request(scope, receive), self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

@@ -110,3 +110,14 @@ def accuracy(
     from .bench_runs import run_accuracy
 
     run_accuracy(count, temperature, seed, dtype, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench table speed.json serve.json > RESULTS.md"
+)
+def table(reports: Annotated[list[Path], typer.Argument(help="Files that --json wrote.")]) -> None:
+    """Print reports as Markdown tables with their commands."""
+    from ...benchmarks.report import Report, markdown_table
+
+    for path in reports:
+        print(markdown_table(Report.read(path).rows))

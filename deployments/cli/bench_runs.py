@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from ...benchmarks.picture import draw, require_picture_path
-from ...benchmarks.report import Report, Row, describe_machine
+from ...benchmarks.report import Report, Row, describe_machine, show_number
 from ...workers.config import EngineConfig
 from .console import CommandError, err, out, progress
 
@@ -89,7 +90,7 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
     waves: list[serving.Wave] = []
     alone: list[float] = []
     with _server(wishes) as (url, model, config):
-        precision = config.dtype
+        precision: str = config.dtype
         engine = None
         with progress() as say:
             if wishes.offline:
@@ -168,7 +169,7 @@ def _check(picture: Path | None) -> None:
 
 
 def _publish(rows: Sequence[Row], json_file: Path | None, picture: Path | None) -> None:
-    _show(rows, out.print)
+    _show(rows)
     report = Report(describe_machine(), tuple(rows))
     if json_file is not None:
         report.write(json_file)
@@ -178,15 +179,20 @@ def _publish(rows: Sequence[Row], json_file: Path | None, picture: Path | None) 
         err.print(f"picture: {picture}", markup=False)
 
 
-def _show(rows: Sequence[Row], show: Callable[[Table], None]) -> None:
-    table = Table("system", "precision", "case", title=rows[0].benchmark, title_justify="left")
+def _show(rows: Sequence[Row]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("case", "system"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("median", "low", "high", "unit", "of floor"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         share = "" if row.floor_share is None else f"{row.floor_share:.2f}"
-        figures = (f"{value:.4g}" for value in (row.median, row.low, row.high))
-        table.add_row(row.system, row.precision, row.case, *figures, row.unit, share)
-    show(table)
+        figures = (show_number(value) for value in (row.median, row.low, row.high))
+        table.add_row(row.case, row.system, *figures, row.unit, share)
+    # As wide as it needs: a report in a log file or a narrow window is not cut.
+    wide = Console(width=max(out.width, 110), highlight=False)
+    wide.print(f"[bold]{rows[0].benchmark}[/], {rows[0].precision}")
+    wide.print(table)
 
 
 def _command() -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...workers.model.random_checkpoint import make_random_checkpoint
+from ...workers.model.random_checkpoint import Shape, make_random_checkpoint
 from .console import err, progress
 
 
-def run_make_checkpoint(shape: str, out: Path, tokenizer: Path, seed: int) -> None:
+def run_make_checkpoint(shape: Shape, out: Path, tokenizer: Path, seed: int) -> None:
     """Write the checkpoint and say how large it is."""
     with progress() as say:
         say(f"writing {shape} to {out}")

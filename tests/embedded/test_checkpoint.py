@@ -18,7 +18,7 @@ from inference_pio.embedded import checkpoint_path
 from inference_pio.embedded.chat import EMPTY_THOUGHT, render_completion, render_prompt
 from inference_pio.embedded.conversation import Conversation, plain
 from inference_pio.embedded.evaluate import Judge
-from inference_pio.embedded.tasks import generate
+from inference_pio.embedded.tasks import NO_STEP_KINDS, generate
 from inference_pio.embedded.tokenizer import SPECIAL_TOKENS, TAG_TOKENS, build_tokenizer
 
 LARGEST_CHECKPOINT = 8_000_000
@@ -233,10 +233,18 @@ def test_it_thinks(judge: Judge) -> None:
         judge.score("arithmetic", mode, problems, [plain(problem, on) for problem in problems])
         for mode, on in (("think", True), ("off", False))
     )
-    assert thinking.right >= 0.9
+    assert thinking.right >= 0.95
     assert thinking.right - answering.right >= 0.5
     assert thinking.obeyed == answering.obeyed == 1.0
     assert thinking.thought_tokens > 80
+
+
+@pytest.mark.parametrize("kind", NO_STEP_KINDS)
+def test_it_answers_at_once_what_needs_no_steps(judge: Judge, kind: str) -> None:
+    problems = generate(kind, "test", 77, 40)
+    score = judge.score(kind, "off", problems, [plain(problem, False) for problem in problems])
+    assert score.right >= 0.9
+    assert score.obeyed == 1.0
 
 
 def test_soft_switches(judge: Judge) -> None:

@@ -175,6 +175,11 @@ class KVManager:
         sequence.block_table = []
         sequence.num_computed_tokens = 0
 
+    def forget(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks out of the prefix index: nobody may hit what they hold."""
+        for block_id in sequence.block_table:
+            self._pool.forget(block_id)
+
     def _gain(self, others: Collection[Sequence], left: Counter[BlockId]) -> int:
         """Growth of ``num_available`` if ``others``, whose references ``left`` counts, go."""
         ref_count = self._pool.ref_count

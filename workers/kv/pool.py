@@ -70,7 +70,7 @@ class BlockPool:
             block_id = self._empty.pop()
         elif self._unused:
             block_id, _ = self._unused.popitem(last=False)
-            self._forget(block_id)
+            self.forget(block_id)
         else:
             raise IndexError(f"all {len(self._blocks)} KV blocks have an owner")
         block = self._blocks[block_id]
@@ -125,9 +125,11 @@ class BlockPool:
             return None
         return block_id
 
-    def _forget(self, block_id: BlockId) -> None:
+    def forget(self, block_id: BlockId) -> None:
+        """Take a block that is not in the LRU order out of the prefix index, if it is there."""
         block = self._blocks[block_id]
-        assert block.hash is not None
+        if block.hash is None:
+            return
         del self._index[block.hash]
         block.hash = None
         block.tokens = b""

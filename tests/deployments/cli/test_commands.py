@@ -42,6 +42,7 @@ def run(
         ["bench", "speed"],
         ["bench", "serve"],
         ["bench", "accuracy"],
+        ["bench", "table"],
     ],
 )
 def test_help_has_examples(words: list[str]) -> None:

@@ -216,8 +216,8 @@ def test_request_ids_are_echoed_or_replaced(client: httpx.Client) -> None:
     assert client.get("/version", headers={"x-request-id": "My_id-1"}).headers.get_list(
         "x-request-id"
     ) == ["My_id-1"]
-    for bad in ("http://evil.example/", "a" * 10_000, "a b", "é".encode(), ""):
-        answer = client.get("/version", headers={"x-request-id": bad})
+    for bad in ("http://evil.example/", "a" * 10_000, "a b", "\u00e9", ""):
+        answer = client.get("/version", headers={b"x-request-id": bad.encode()})
         (given,) = answer.headers.get_list("x-request-id")
         assert given.isalnum()
         assert len(given) == 32
