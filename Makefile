@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	@$(BIN)/inference-pio demo --exit
 
 test: check
-	@$(call step,tests,$(BIN)/python -m pytest -m 'not slow and not gpu')
+	@$(call step,tests,$(BIN)/python -m pytest)
 
 # The repository root is the package, so mypy needs a folder in which it has the package's name.
 check: $(INSTALLED)

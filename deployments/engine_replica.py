@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING
 
 from ray import serve
 
 from ..workers.config import EngineConfig
-from ..workers.engine import Engine
 from ..workers.model_source import resolve_model
 from ..workers.types import EngineStats, GenerateRequest
-from .engine_service import EngineService
+from .replica_port import listen_on_node_address
 from .wire import ModelFacts, Packed, SubmitReply, pack
+
+if TYPE_CHECKING:
+    from .engine_service import EngineService
 
 
 class EngineReplica:
     """One engine in its own thread; user code shares the replica's loop and never blocks it."""
 
     def __init__(self, config: EngineConfig, health_timeout_s: float) -> None:
+        # Imported here, for the process that only builds the application has no use for torch.
+        from ..workers.engine import Engine
+        from .engine_service import EngineService
+
+        listen_on_node_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._health_timeout_s = health_timeout_s
         self._service = EngineService(Engine(config), replica_id, str(resolve_model(config.model)))

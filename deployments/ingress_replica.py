@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 from .config import ServiceConfig
 from .ingress import create_app
 from .ray_transport import RayTransport
+from .replica_port import listen_on_node_address
 
 
 @serve.ingress()
@@ -18,6 +19,7 @@ class IngressReplica:
     """The application inside a Serve replica; built once the engine has said what it serves."""
 
     def __init__(self, config: ServiceConfig, engine: DeploymentHandle[Any]) -> None:
+        listen_on_node_address()
         self._config = config
         self._transport = RayTransport(engine)
 

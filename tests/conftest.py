@@ -23,3 +23,22 @@ def data_dir() -> Path:
 def embedded_dir() -> Path:
     """The embedded checkpoint."""
     return REPOSITORY / "embedded" / "checkpoint"
+
+
+_left_out: list[pytest.Item] = []
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _left_out.extend(item for item in items if _markers_that_leave_out(item))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name every test that its marker left out, so that none is forgotten."""
+    if _left_out:
+        terminalreporter.section("left out by marker")
+    for item in _left_out:
+        terminalreporter.line(f"{'/'.join(_markers_that_leave_out(item))}: {item.nodeid}")
+
+
+def _markers_that_leave_out(item: pytest.Item) -> list[str]:
+    return [name for name in ("slow", "gpu") if item.get_closest_marker(name) is not None]

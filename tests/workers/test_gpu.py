@@ -1,0 +1,36 @@
+"""The engine on a CUDA device against the same engine on the CPU: ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from inference_pio import LLM, SamplingParams
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+
+QUESTIONS = [f"What is {a} + 58 - 903?" for a in (417, 250, 999)]
+PROMPTS = [f"<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n" for q in QUESTIONS]
+
+
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_greedy_text_equals_the_cpu(block_size: int) -> None:
+    params = SamplingParams(temperature=0, logprobs=1)
+    with LLM("embedded", device="cpu", dtype="float32", block_size=block_size) as llm:
+        expected = llm.generate(PROMPTS, params)
+    with LLM("embedded", device="cuda", dtype="float32", block_size=block_size) as llm:
+        found = llm.generate(PROMPTS, params)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.choices[0].token_ids == theirs.choices[0].token_ids
+        pairs = zip(ours.choices[0].logprobs or (), theirs.choices[0].logprobs or (), strict=True)
+        assert max(abs(a.logprob - b.logprob) for a, b in pairs) < 2e-3
+
+
+def test_seeded_sampling_is_the_same_in_any_batch() -> None:
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=7)
+    with LLM("embedded", device="cuda", dtype="float32") as llm:
+        alone = llm.generate(PROMPTS[0], params)[0]
+        together = llm.generate(PROMPTS, params)[0]
+    assert alone.choices[0].token_ids == together.choices[0].token_ids
