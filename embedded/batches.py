@@ -134,43 +134,6 @@ POLISHING_MIXTURE = Mixture(
 )
 """Mostly the three tasks that are still weak after the first stage."""
 
-LAST_MIXTURE = Mixture(
-    modes={"think": 0.35, "switched_off": 0.2, "off": 0.45},
-    thinking={
-        "arithmetic": 4.0,
-        "two_numbers": 0.7,
-        "follow_up": 1.5,
-        "sort": 8.0,
-        "count_letters": 2.0,
-        "reverse_word": 1.0,
-        "small_sum": 0.3,
-        "compare": 1.5,
-        "reverse_short": 0.5,
-        "copy": 0.5,
-        "tool_call": 0.6,
-        "tool_answer": 0.5,
-        "no_tool": 0.4,
-        "about": 0.2,
-    },
-    answering={
-        "small_sum": 16.0,
-        "compare": 4.0,
-        "copy": 3.0,
-        "tool_call": 1.2,
-        "reverse_short": 0.8,
-        "reverse_word": 0.5,
-        "count_letters": 0.3,
-        "tool_answer": 0.6,
-        "no_tool": 0.4,
-        "about": 0.2,
-        "arithmetic": 0.1,
-        "two_numbers": 0.1,
-        "follow_up": 0.1,
-        "sort": 0.1,
-    },
-)
-"""Mostly small sums without a thought, and sorting."""
-
 POOL = 48
 """Batches that are sorted together: enough for rows of like length, few enough to stay mixed."""
 

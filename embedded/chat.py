@@ -14,6 +14,11 @@ THOUGHT_OPENS = "<think>\n"
 THOUGHT_CLOSES = "\n</think>\n\n"
 EMPTY_THOUGHT = THOUGHT_OPENS + THOUGHT_CLOSES
 TURN_ENDS = "<|im_end|>"
+OUT_OF_BUDGET = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+    "thinking directly now."
+)
+"""What Qwen's servers write into a thought whose budget is spent, before they close it."""
 
 
 def template_source() -> str:

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import wordings
-from .chat import render_completion, render_prompt
+from .chat import (
+    OUT_OF_BUDGET,
+    THOUGHT_CLOSES,
+    THOUGHT_OPENS,
+    TURN_ENDS,
+    render_completion,
+    render_prompt,
+)
 from .problem import Message, Problem, Split, Tool
 from .tasks import draw, toolbox
 from .words import any_word
@@ -16,6 +23,7 @@ Mode = Literal["think", "switched_off", "off"]
 
 MODES: tuple[Mode, ...] = ("think", "switched_off", "off")
 
+_CUT_SHARE = 0.04
 _THINK = ("/think",)
 _NO_THINK = ("/no_think", "/no_think", "/nothink")
 _HISTORY_KINDS = (
@@ -42,15 +50,22 @@ class Conversation:
     enable_thinking: bool | None
     answer: str
     thought: str | None
+    cut: int | None = None
+    """Characters of the thought after which its budget is spent; `None`: it is never cut."""
 
     @property
     def prompt(self) -> str:
-        """Text up to where the model begins to write."""
-        return render_prompt(self.messages, self.tools, self.enable_thinking)
+        """Text up to where the model begins to write, after a thought that was cut."""
+        prompt = render_prompt(self.messages, self.tools, self.enable_thinking)
+        if self.thought is None or self.cut is None:
+            return prompt
+        return prompt + THOUGHT_OPENS + self.thought[: self.cut] + OUT_OF_BUDGET + THOUGHT_CLOSES
 
     @property
     def completion(self) -> str:
         """Text that the model has to write, its end-of-turn tag included."""
+        if self.cut is not None:
+            return self.answer + TURN_ENDS
         return render_completion(self.answer, self.thought, self.enable_thinking is False)
 
 
@@ -69,7 +84,8 @@ def varied(problem: Problem, mode: Mode, split: Split, rng: random.Random) -> Co
     """The problem as part of a conversation that looks like those of real clients.
 
     Adds, at random: earlier turns of the same split, a system turn, tools that are not needed,
-    and soft switches of which the last one agrees with `mode`.
+    and soft switches of which the last one agrees with `mode`. Some thoughts are cut, as by a
+    budget, so that the model learns to answer from what it has.
     """
     tools = problem.tools
     if not tools and problem.kind not in _SUM_KINDS and rng.random() < 0.06:
@@ -86,12 +102,14 @@ def varied(problem: Problem, mode: Mode, split: Split, rng: random.Random) -> Co
         messages = _with_switches(messages, _NO_THINK, rng)
     elif rng.random() < 0.3:
         messages = _with_switches(messages, _THINK, rng)
+    cut = mode == "think" and rng.random() < _CUT_SHARE
     return Conversation(
         messages=tuple(messages),
         tools=tools,
         enable_thinking=enable_thinking,
         answer=problem.answer,
         thought=problem.thought if mode == "think" else None,
+        cut=rng.randrange(len(problem.thought)) if cut else None,
     )
 
 

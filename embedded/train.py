@@ -22,7 +22,6 @@ from . import checkpoint_path
 from .batches import (
     FINISHING_MIXTURE,
     IGNORED,
-    LAST_MIXTURE,
     MAIN_MIXTURE,
     POLISHING_MIXTURE,
     Batch,
@@ -72,13 +71,6 @@ STAGES = (
         warm_up_steps=60,
         decay_steps=1_800,
         mixtures={0: POLISHING_MIXTURE},
-    ),
-    Stage(
-        steps=700,
-        rate=2.5e-3,
-        warm_up_steps=30,
-        decay_steps=650,
-        mixtures={0: LAST_MIXTURE},
     ),
 )
 
