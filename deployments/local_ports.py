@@ -32,6 +32,15 @@ def require_free_port(host: str, port: int) -> None:
             ) from error
 
 
+def free_port_near(wanted: int) -> int:
+    """``wanted`` where nobody listens on it, else another free port of this machine."""
+    try:
+        require_free_port("127.0.0.1", wanted)
+    except OSError:
+        return free_ports(1)[0]
+    return wanted
+
+
 def is_answering(url: str, timeout_s: float = 2.0) -> bool:
     """Whether a GET of ``url`` is answered with 200."""
     # Without proxies: the machine's own address never lies behind one.

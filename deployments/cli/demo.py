@@ -6,7 +6,7 @@ import time
 
 from ..application_file import Wishes, load_application
 from ..launcher import LocalServer
-from ..local_ports import free_ports
+from ..local_ports import free_port_near
 from .console import err, out, progress
 from .serve import leave, stopped_by_signals, wait_for_signal
 from .show import show_reply
@@ -14,13 +14,14 @@ from .talk import Manner
 from .talk_http import HttpTalker
 
 THINKING_QUESTION = "What is 47 + 385 - 129 + 208?"
+DEFAULT_PORT = 8000
 DIRECT_QUESTION = "Which is larger, 412 or 397?"
 
 
 def run_demo(port: int | None, *, exit_after: bool) -> None:
     """Start the embedded model, ask it once in each mode, then stop or stay."""
     began = time.monotonic()
-    wishes = Wishes(model="embedded", host="127.0.0.1", port=port or free_ports(1)[0])
+    wishes = Wishes(model="embedded", host="127.0.0.1", port=port or free_port_near(DEFAULT_PORT))
     application = load_application(None, wishes)
     with stopped_by_signals(), LocalServer(application) as server:
         with progress() as say:

@@ -6,7 +6,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from inference_pio.deployments.local_ports import free_ports, is_answering, require_free_port
+from inference_pio.deployments.local_ports import (
+    free_port_near,
+    free_ports,
+    is_answering,
+    require_free_port,
+)
 
 
 def test_free_ports_differ_and_can_be_listened_on() -> None:
@@ -23,6 +28,8 @@ def test_a_taken_port_is_refused_with_a_way_out() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port} .*--port"):
             require_free_port("127.0.0.1", port)
+        assert free_port_near(port) != port
+    assert free_port_near(port) == port
 
 
 def test_only_a_200_counts_as_an_answer() -> None:
