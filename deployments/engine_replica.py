@@ -22,13 +22,14 @@ class EngineReplica:
 
     def __init__(self, config: EngineConfig, health_timeout_s: float) -> None:
         # Imported here, for the process that only builds the application has no use for torch.
-        from ..workers.engine import Engine
+        from ..workers.async_engine import build_engine
         from .engine_service import EngineService
 
         listen_on_node_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._health_timeout_s = health_timeout_s
-        self._service = EngineService(Engine(config), replica_id, str(resolve_model(config.model)))
+        engine = build_engine(config)
+        self._service = EngineService(engine, replica_id, str(resolve_model(config.model)))
         self._started = False
 
     async def check_health(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
-from .async_engine import AsyncEngine
+from .async_engine import AsyncEngine, build_engine
 from .config import EngineConfig
 from .engine import Engine
 from .text.assembler import OutputAssembler, OutputDelta, assemble
@@ -92,7 +92,7 @@ class LLM:
             config = model
         else:
             config = EngineConfig.model_validate({"model": str(model), **options})
-        self._engine = Engine(config)
+        self._engine = build_engine(config)
         self._loop = AsyncEngine(self._engine, self._deliver)
         self._mailboxes: dict[str, Callable[[TokenChunk], None]] = {}
         self._numbers = itertools.count()
