@@ -121,7 +121,8 @@ def chat_command(
     /think and /no_think at the end of a message switch its thinking on and off.
     """
     from .chat import run_chat
-    from .talk import Manner, open_talker
+    from .open_talker import open_talker
+    from .talk import Manner
 
     with open_talker(url, model, dtype.value) as talker:
         run_chat(talker, Manner(budget=budget, max_tokens=max_tokens, seed=seed))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,18 +35,3 @@ class Talker(Protocol):
 
     def reply(self, messages: Sequence[Message], manner: Manner) -> Iterator[Piece]:
         """Answer the last turn, piece by piece. Raises ``CommandError`` or ``ValueError``."""
-
-
-@contextmanager
-def open_talker(url: str | None, model: str, dtype: str) -> Iterator[Talker]:
-    """A server's talker where ``url`` is given, else one with the model loaded here."""
-    if url is not None:
-        from .talk_http import HttpTalker
-
-        with HttpTalker(url) as remote:
-            yield remote
-    else:
-        from .talk_local import LocalTalker
-
-        with LocalTalker(model, dtype) as local:
-            yield local
