@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,9 @@ def _talks(mode: Mode, count: int, seed: int) -> tuple[list[Problem], list[Conve
     kinds = [kind for kind in KINDS if mode == "think" or kind not in needs_steps]
     share = -(-count // len(kinds))
     problems = [problem for kind in kinds for problem in generate(kind, "test", seed + 1, share)]
-    return problems, [varied(problem, mode, "test", rng) for problem in problems]
+    talks = [varied(problem, mode, "test", rng) for problem in problems]
+    # A cut thought leaves no way to the answer, so it would measure nothing.
+    return problems, [replace(talk, cut=None) for talk in talks]
 
 
 def table(scores: Sequence[Score]) -> str:
