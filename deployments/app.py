@@ -27,16 +27,17 @@ def build(args: dict[str, Any]) -> Application:
     """
     config = load_config(args)
     replicas = config.replicas
+    pool = config.serving_pools[0]
     engine = serve.deployment(
-        name="engine",
-        num_replicas=replicas.engine_replicas,
+        name=pool.name,
+        num_replicas=pool.replicas,
         max_ongoing_requests=UNBOUNDED,
         health_check_timeout_s=replicas.health_timeout_s + 5,
         health_check_period_s=5,
         graceful_shutdown_timeout_s=10,
-        ray_actor_options={"num_cpus": replicas.engine_num_cpus},
+        ray_actor_options={"num_cpus": pool.num_cpus},
         request_router_config=RequestRouterConfig.model_validate({"request_router_class": ROUTER}),
-    )(EngineReplica).bind(config.engine, replicas.health_timeout_s)
+    )(EngineReplica).bind(config.engine_of(pool), replicas.health_timeout_s)
     return serve.deployment(
         name="ingress",
         num_replicas=replicas.ingress_replicas,

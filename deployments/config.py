@@ -57,8 +57,9 @@ class EffortBudgets(FrozenConfig):
 class ThinkingConfig(FrozenConfig):
     """How requests that do not say otherwise think, and how far the others may go."""
 
-    default: bool | None = None
-    """Thinking on or off where a request is silent; ``None``: as the chat template decides."""
+    default: bool | Literal["auto"] | None = None
+    """Thinking on or off where a request is silent; ``None``: as the chat template decides;
+    ``auto``: by the request's complexity, in pools that serve the mode ``auto``."""
     max_budget: int | None = Field(None, ge=0)
     """Ceiling of every thought, in tokens; ``None``: only the context limit."""
     effort: EffortBudgets = EffortBudgets()
@@ -73,18 +74,98 @@ class ThinkingConfig(FrozenConfig):
         return name
 
 
+class SloConfig(FrozenConfig):
+    """What a pool promises, in seconds; the metrics count the requests that kept it."""
+
+    ttft_s: float | None = Field(None, gt=0)
+    """Arrival to the first token."""
+    first_answer_s: float | None = Field(None, gt=0)
+    """Arrival to the first token after the thought."""
+    inter_token_s: float | None = Field(None, gt=0)
+    """Between tokens of a choice, on average."""
+
+
+class RemotePrefillConfig(FrozenConfig):
+    """From whom a decode pool takes KV that it does not compute itself."""
+
+    pool: str
+    """The prefill pool's name."""
+    when: Literal["auto", "always", "never"] = "auto"
+    """``auto`` decides for each request from measured rates."""
+    transport: Literal["object_store", "nccl", "nixl", "cuda_ipc"] = "object_store"
+    """How blocks travel; all but the first need GPUs."""
+    deadline_s: float = Field(10.0, gt=0)
+    """KV that has not come by then is computed here."""
+
+
+Mode = Literal["thinking", "non_thinking", "auto"]
+
+
+class PoolConfig(FrozenConfig):
+    """Replicas that do the same work: one model, some modes, one role."""
+
+    name: str = Field("engine", pattern=r"^[a-z][a-z0-9-]{0,30}$")
+    model: str | None = None
+    """``None``: the service's ``engine.model``."""
+    served_model_name: str | None = Field(None, min_length=1)
+    """The name clients use for the pool's model; ``None``: the service's, else the model itself."""
+    role: Literal["unified", "decode", "prefill"] = "unified"
+    """``unified`` and ``decode`` pools own requests; a ``prefill`` pool only computes KV for them.
+    A ``decode`` pool names its prefill pool."""
+    modes: tuple[Mode, ...] = ("thinking", "non_thinking")
+    """What the pool serves; with ``auto`` it also takes requests that leave the mode open, whose
+    complexity then decides it."""
+    replicas: int = Field(1, ge=1)
+    num_cpus: float = Field(1.0, ge=0)
+    """Logical CPUs that Ray reserves for each rank; its threads are ``engine.num_threads``."""
+    num_gpus: float = Field(0.0, ge=0)
+    """GPUs that Ray reserves for each rank."""
+    resources: dict[str, float] = Field({})
+    """Custom Ray resources of each rank, as a way to name the nodes it may run on."""
+    placement: Literal["STRICT_PACK", "PACK", "SPREAD", "STRICT_SPREAD"] = "STRICT_PACK"
+    """Where the ranks of one replica lie relative to each other."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Requests inside the pool; one more is refused with 503. ``None``: only the service's."""
+    prefill: RemotePrefillConfig | None = None
+    """For ``decode`` pools."""
+    slo: SloConfig = SloConfig()
+    engine: dict[str, Any] = Field({})
+    """Fields of the service's ``engine`` that differ here."""
+
+    @model_validator(mode="after")
+    def _role_fits(self) -> Self:
+        if self.role == "decode" and self.prefill is None:
+            raise ValueError(f"pool {self.name!r} has role decode; name its prefill.pool")
+        if self.role != "decode" and self.prefill is not None:
+            raise ValueError(f"pool {self.name!r} has role {self.role}; only decode has 'prefill'")
+        if not self.modes:
+            raise ValueError(f"pool {self.name!r} serves no mode")
+        return self
+
+
 class ReplicaConfig(FrozenConfig):
-    """How many processes serve, and what Ray accounts for them."""
+    """The processes around the pools."""
 
     ingress_replicas: Literal[1] = 1
     """HTTP processes; one, since /metrics counts what its own process served."""
-    engine_replicas: int = Field(1, ge=1)
-    engine_num_cpus: float = Field(1.0, ge=0)
-    """Logical CPUs that Ray reserves for an engine; its threads are ``engine.num_threads``."""
     health_timeout_s: float = Field(30.0, gt=0)
     """An engine loop that takes no turn for this long is dead."""
     idle_subscription_s: float = Field(60.0, gt=0)
     """An ingress drops its stream from an engine it has not used for this long."""
+    max_migrations: int = Field(3, ge=0)
+    """How often a request goes on at another replica after its own has died."""
+
+
+class RoutingConfig(FrozenConfig):
+    """How a request finds its pool and replica."""
+
+    auto_models: tuple[str, str] | None = None
+    """Public names of the small and the large model between which complexity decides when a request
+    asks for the model ``auto``; ``None``: that name is unknown."""
+    large_from: float = Field(0.6, ge=0, le=1)
+    """Complexity from which the large one is taken."""
+    session_header: str = "x-session-id"
+    """Requests with the same value go to the same replica while it has room."""
 
 
 class ServiceConfig(FrozenConfig):
@@ -95,22 +176,74 @@ class ServiceConfig(FrozenConfig):
     http: HttpConfig = HttpConfig()
     api: ApiConfig = ApiConfig()
     engine: EngineConfig = EngineConfig()
+    """Of every pool, but for what a pool says itself."""
+    pools: tuple[PoolConfig, ...] = Field((PoolConfig(),), min_length=1)
+    routing: RoutingConfig = RoutingConfig()
     thinking: ThinkingConfig = ThinkingConfig()
     replicas: ReplicaConfig = ReplicaConfig()
 
     @model_validator(mode="after")
-    def _engine_can_hold_what_is_let_in(self) -> Self:
-        if self.api.max_prompts > self.engine.max_waiting:
-            raise ValueError(
-                f"api.max_prompts ({self.api.max_prompts}) is above engine.max_waiting "
-                f"({self.engine.max_waiting}): such a request could never be admitted"
-            )
+    def _engines_can_hold_what_is_let_in(self) -> Self:
+        for pool in self.serving_pools:
+            engine = self.engine_of(pool)
+            if self.api.max_prompts > engine.max_waiting:
+                raise ValueError(
+                    f"api.max_prompts ({self.api.max_prompts}) is above engine.max_waiting "
+                    f"({engine.max_waiting}): such a request could never be admitted"
+                )
         return self
+
+    @model_validator(mode="after")
+    def _pools_fit_together(self) -> Self:
+        names = [pool.name for pool in self.pools]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two pools are named {name!r}")
+        if not self.serving_pools:
+            raise ValueError("every pool has role prefill; nobody would answer requests")
+        prefill = {pool.name: pool for pool in self.pools if pool.role == "prefill"}
+        for pool in self.serving_pools:
+            if pool.prefill is None:
+                continue
+            source = prefill.get(pool.prefill.pool)
+            if source is None:
+                raise ValueError(
+                    f"pool {pool.name!r} takes KV from {pool.prefill.pool!r}; "
+                    f"the prefill pools are: {', '.join(prefill) or 'none'}"
+                )
+            mine, theirs = self.engine_of(pool), self.engine_of(source)
+            for key in ("model", "dtype", "block_size"):
+                if getattr(mine, key) != getattr(theirs, key):
+                    raise ValueError(
+                        f"pools {pool.name!r} and {source.name!r} cannot exchange KV: {key} is "
+                        f"{getattr(mine, key)!r} here and {getattr(theirs, key)!r} there"
+                    )
+        return self
+
+    def engine_of(self, pool: PoolConfig) -> EngineConfig:
+        """The engine of one pool. Raises ``ValueError`` for a wrong key or value in it."""
+        settings = self.engine.model_dump(exclude_unset=True) | pool.engine
+        if pool.model is not None:
+            settings["model"] = pool.model
+        return EngineConfig.model_validate(settings)
+
+    def model_name_of(self, pool: PoolConfig) -> str:
+        """The public name of a pool's model."""
+        if pool.served_model_name is not None:
+            return pool.served_model_name
+        if pool.model is not None:
+            return pool.model
+        return self.served_model_name or self.engine.model
+
+    @property
+    def serving_pools(self) -> tuple[PoolConfig, ...]:
+        """The pools that own requests."""
+        return tuple(pool for pool in self.pools if pool.role != "prefill")
 
     @property
     def model_name(self) -> str:
-        """The model's public name."""
-        return self.served_model_name or self.engine.model
+        """The public name of the first model."""
+        return self.model_name_of(self.serving_pools[0])
 
 
 def load_config(args: dict[str, Any]) -> ServiceConfig:

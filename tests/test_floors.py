@@ -36,13 +36,15 @@ WORKER_LEVELS: dict[str, int] = {
     "model": 3,
     "text": 3,
     "choice": 4,
+    "executor": 4,
     "loading": 4,
+    "parallel": 5,
     "scheduler": 4,
-    "runner": 4,
-    "engine": 5,
-    "async_engine": 6,
-    "llm": 6,
-    "plugin": 7,
+    "runner": 5,
+    "engine": 6,
+    "async_engine": 7,
+    "llm": 7,
+    "plugin": 8,
 }
 """Module or subfolder of workers to its level; the longest prefix counts."""
 

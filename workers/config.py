@@ -41,6 +41,32 @@ class LoopGuardConfig(FrozenConfig):
     """The longest run that is looked for, in tokens."""
 
 
+class ParallelConfig(FrozenConfig):
+    """How one engine is spread over ranks: ``pipeline`` stages of ``tensor`` ranks each."""
+
+    tensor: int = Field(1, ge=1, le=64)
+    """Ranks that share every layer: attention heads, MLP and vocabulary."""
+    pipeline: int = Field(1, ge=1, le=64)
+    """Stages that the layers are split into."""
+    sequence_from: int | None = Field(None, ge=2)
+    """Prefill steps of at least so many tokens are split by tokens over the tensor ranks, which
+    then hold every weight; ``None``: never."""
+    micro_batches: int | None = Field(None, ge=1)
+    """Parts of a step in flight between stages; ``None``: as many as its tokens are worth."""
+    rank_timeout_s: float = Field(3.0, gt=0)
+    """A rank that gives no sign of life for this long ends the whole group."""
+
+    @property
+    def num_ranks(self) -> int:
+        return self.tensor * self.pipeline
+
+    @model_validator(mode="after")
+    def _tokens_need_ranks(self) -> Self:
+        if self.sequence_from is not None and self.tensor == 1:
+            raise ValueError("sequence_from splits tokens over tensor ranks; tensor is 1")
+        return self
+
+
 class EngineConfig(FrozenConfig):
     """One engine: a model, its memory and its batch."""
 
@@ -73,6 +99,7 @@ class EngineConfig(FrozenConfig):
     aging_seconds: float = Field(5.0, gt=0)
     """A waiting request gains one priority level each time it has waited this long."""
     loop_guard: LoopGuardConfig = LoopGuardConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     @model_validator(mode="after")
     def _batch_holds_every_sequence(self) -> Self:

@@ -21,6 +21,7 @@ from dataclasses import replace
 from .batch import ScheduledBatch
 from .choice import Choice, DecodingContext
 from .config import EngineConfig
+from .executor import LocalExecutor
 from .kv.block import IntegrityError
 from .kv.manager import KVManager
 from .loading import LoadedModel, load_model
@@ -54,12 +55,10 @@ class Engine:
         self.loaded: LoadedModel = load_model(config)
         self.config = config
         self.max_model_len = self.loaded.max_model_len
-        self._runner = ModelRunner(
-            self.loaded.model,
-            num_blocks=self.loaded.num_blocks,
-            block_size=config.block_size,
-            num_tokens=self.loaded.tokenizer.num_tokens,
+        self._executor = LocalExecutor(
+            self.loaded.model, num_blocks=self.loaded.num_blocks, block_size=config.block_size
         )
+        self._runner = ModelRunner(self._executor, num_tokens=self.loaded.tokenizer.num_tokens)
         self._kv = KVManager(
             self.loaded.num_blocks,
             config.block_size,

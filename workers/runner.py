@@ -1,4 +1,4 @@
-"""Runs scheduled batches on the model: block copies, forward, logits, sampling.
+"""Runs scheduled batches on an executor: block copies, forward, sampling.
 
 A forward that raises is run again sequence by sequence, so that only the sequence which cannot be
 computed fails. Running a chunk twice is safe: the same keys and values go to the same slots.
@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..kernels.context import build_context
 from .batch import BatchBuilder, BatchInputs, ScheduledBatch, ScheduledSequence
-from .model.qwen3 import Qwen3Model
+from .executor import Executor
 from .sampling.logprobs import prompt_logprobs
 from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .sampling.sampler import Sampler
@@ -41,22 +40,18 @@ class StepResult:
 
 
 class ModelRunner:
-    """A model with its KV cache and sampler."""
+    """An executor and the sampler behind it."""
 
-    def __init__(
-        self, model: Qwen3Model, *, num_blocks: int, block_size: int, num_tokens: int
-    ) -> None:
-        self.model = model
-        self.block_size = block_size
+    def __init__(self, executor: Executor, *, num_tokens: int) -> None:
+        self.executor = executor
         self.num_tokens = num_tokens
-        self.cache = model.new_cache(num_blocks, block_size)
-        self.sampler = Sampler(model.config.vocab_size, num_tokens)
+        self.sampler = Sampler(executor.vocab_size, num_tokens)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, rows: RowsBySequence) -> StepResult:
         """Run one step; never raises for what a single sequence did."""
         if batch.block_copies:
-            self.cache.copy_blocks(batch.block_copies)
+            self.executor.copy_blocks(batch.block_copies)
         try:
             return self._run_together(batch.sequences, rows)
         except Exception as error:
@@ -78,28 +73,20 @@ class ModelRunner:
     ) -> StepResult:
         result = StepResult()
         inputs = BatchBuilder.from_batch(ScheduledBatch(scheduled))
-        hidden_TH = self._forward(inputs)
+        logits_RV = self.executor.forward(inputs)
         start = 0
         for item in scheduled:
             if item.sequence.params.prompt_logprobs is not None:
-                chunk = hidden_TH[start : start + item.num_new_tokens]
-                found = self._prompt_logprobs(item, chunk)
+                found = self._prompt_logprobs(item, start)
                 result.prompt_logprobs[item.sequence] = (item.start + 1, found)
             start += item.num_new_tokens
         if inputs.sampled:
-            result.sampled = self._sample(hidden_TH, inputs, rows)
+            result.sampled = self._sample(logits_RV, inputs, rows)
         return result
 
-    def _forward(self, inputs: BatchInputs) -> Tensor:
-        device = self.model.device
-        token_ids_T = torch.tensor(inputs.token_ids, dtype=torch.int64, device=device)
-        context = build_context(inputs.items, self.block_size, device)
-        return self.model.forward(token_ids_T, context, self.cache)
-
     def _sample(
-        self, hidden_TH: Tensor, inputs: BatchInputs, rows: RowsBySequence
+        self, logits_RV: Tensor, inputs: BatchInputs, rows: RowsBySequence
     ) -> dict[EngineSequence, list[SampledToken | SamplingError]]:
-        logits_RV = self.model.logits(hidden_TH[inputs.sample_rows])
         counts = [len(rows[sequence]) for sequence in inputs.sampled]
         if any(count != 1 for count in counts):
             logits_RV = logits_RV.repeat_interleave(
@@ -112,8 +99,8 @@ class ModelRunner:
             for sequence, count in zip(inputs.sampled, counts, strict=True)
         }
 
-    def _prompt_logprobs(self, item: ScheduledSequence, hidden_TH: Tensor) -> list[TokenLogprob]:
-        """Of the prompt tokens that follow this chunk's positions."""
+    def _prompt_logprobs(self, item: ScheduledSequence, row: int) -> list[TokenLogprob]:
+        """Of the prompt tokens that follow this chunk's positions; ``row`` is its first."""
         sequence, top = item.sequence, item.sequence.params.prompt_logprobs
         assert top is not None
         stop = min(item.start + item.num_new_tokens + 1, sequence.num_prompt_tokens)
@@ -121,6 +108,6 @@ class ModelRunner:
         found: list[TokenLogprob] = []
         for first in range(0, len(next_ids), _LOGIT_ROWS):
             ids = next_ids[first : first + _LOGIT_ROWS]
-            logits_TV = self.model.logits(hidden_TH[first : first + len(ids)])
+            logits_TV = self.executor.logits(range(row + first, row + first + len(ids)))
             found += prompt_logprobs(logits_TV, ids, top, self.num_tokens)
         return found

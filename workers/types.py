@@ -219,12 +219,24 @@ def _check_int(name: str, value: int | None, low: int, high: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Resumption:
+    """Where one choice of an interrupted request goes on: its number and the tokens it has."""
+
+    index: int
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One prompt to complete ``params.n`` times.
 
     ``request_id`` stays the request's name in every process. ``cache_salt`` separates tenants in
     the prefix cache. ``deadline_s`` counts from arrival at the engine. A lower ``priority`` goes
     first.
+
+    ``resume`` names the choices that another engine began and that this one is to go on with, as
+    if it had written their tokens itself: only they run, their chunks are numbered on from there.
+    Empty: every choice starts anew.
     """
 
     request_id: str
@@ -233,6 +245,24 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str = ""
     deadline_s: float | None = None
+    resume: tuple[Resumption, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillRequest:
+    """Compute the KV of ``token_ids`` for another engine, which has the first ``start`` of them.
+
+    ``start`` is a multiple of the block size. ``attempt`` tells a repeated request of the same id
+    from the one before. ``deadline_s`` counts from arrival at the engine.
+    """
+
+    request_id: str
+    attempt: int
+    token_ids: tuple[int, ...]
+    start: int
+    cache_salt: str
+    deadline_s: float
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

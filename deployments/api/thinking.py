@@ -37,7 +37,8 @@ def resolve_thinking(request: ChatCompletionRequest, config: ThinkingConfig) -> 
     if len(set(given.values())) > 1:
         sides = ", ".join(f"{name} says {'on' if v else 'off'}" for name, v in given.items())
         raise RequestError(f"thinking is both on and off: {sides}", param=next(iter(given)))
-    enabled = next(iter(given.values()), config.default)
+    default = None if config.default == "auto" else config.default
+    enabled = next(iter(given.values()), default)
     budget = _budget(request)
     if budget is None and by_effort and effort is not None:
         budget = int(getattr(config.effort, effort))
