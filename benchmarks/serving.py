@@ -98,7 +98,7 @@ def offline_tokens_per_s(engine: Engine, asked: Sequence[Question], streams: int
     for _ in range(streams):
         _add_next(engine, requests)
     while engine.has_work:
-        for chunk in engine.step():
+        for chunk in engine.step().chunks:
             tokens += len(chunk.token_ids)
             if chunk.finish_reason is not None:
                 _add_next(engine, requests)

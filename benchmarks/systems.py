@@ -67,7 +67,7 @@ class OwnEngine:
             self.engine.add(request)
 
     def _step(self) -> list[Any]:
-        chunks = self.engine.step()
+        chunks = self.engine.step().chunks
         for chunk in chunks:
             if chunk.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
                 raise RuntimeError(f"the engine ended {chunk.request_id}: {chunk.error}")

@@ -12,6 +12,8 @@ from ..workers.config import EngineConfig, FrozenConfig
 from ..workers.types import SAMPLING_PROFILES
 
 MIN_KEY_CHARS = 8
+AUTO_MODEL = "auto"
+"""The model name by which a request leaves the choice to ``routing.auto_models``."""
 
 
 class HttpConfig(FrozenConfig):
@@ -53,6 +55,15 @@ class EffortBudgets(FrozenConfig):
     medium: int = Field(4096, ge=0)
     high: int = Field(16384, ge=0)
 
+    @model_validator(mode="after")
+    def _grow(self) -> Self:
+        if not self.low <= self.medium <= self.high:
+            raise ValueError(
+                f"low ({self.low}), medium ({self.medium}), high ({self.high}): each is at least "
+                "the one before"
+            )
+        return self
+
 
 class ThinkingConfig(FrozenConfig):
     """How requests that do not say otherwise think, and how far the others may go."""
@@ -60,6 +71,9 @@ class ThinkingConfig(FrozenConfig):
     default: bool | Literal["auto"] | None = None
     """Thinking on or off where a request is silent; ``None``: as the chat template decides;
     ``auto``: by the request's complexity, in pools that serve the mode ``auto``."""
+    think_from: float = Field(0.3, ge=0, le=1)
+    """Complexity from which ``auto`` thinks; the budget grows from ``effort.low`` there to
+    ``effort.high`` at 1."""
     max_budget: int | None = Field(None, ge=0)
     """Ceiling of every thought, in tokens; ``None``: only the context limit."""
     effort: EffortBudgets = EffortBudgets()
@@ -164,7 +178,7 @@ class RoutingConfig(FrozenConfig):
     asks for the model ``auto``; ``None``: that name is unknown."""
     large_from: float = Field(0.6, ge=0, le=1)
     """Complexity from which the large one is taken."""
-    session_header: str = "x-session-id"
+    session_header: str = Field("x-session-id", pattern=r"^[a-z][a-z0-9-]{0,63}$")
     """Requests with the same value go to the same replica while it has room."""
 
 
@@ -218,6 +232,32 @@ class ServiceConfig(FrozenConfig):
                         f"pools {pool.name!r} and {source.name!r} cannot exchange KV: {key} is "
                         f"{getattr(mine, key)!r} here and {getattr(theirs, key)!r} there"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _models_have_one_meaning(self) -> Self:
+        checkpoints: dict[str, str] = {}
+        for pool in self.serving_pools:
+            name, checkpoint = self.model_name_of(pool), self.engine_of(pool).model
+            if checkpoints.setdefault(name, checkpoint) != checkpoint:
+                raise ValueError(
+                    f"pool {pool.name!r} serves {checkpoint!r} as {name!r}, which another pool "
+                    f"uses for {checkpoints[name]!r}; give it a served_model_name of its own"
+                )
+        for name in self.routing.auto_models or ():
+            if name not in checkpoints:
+                raise ValueError(
+                    f"routing.auto_models names {name!r}; the models are: {', '.join(checkpoints)}"
+                )
+        if self.routing.auto_models and AUTO_MODEL in checkpoints:
+            raise ValueError(f"a model is named {AUTO_MODEL!r}, which routing.auto_models takes")
+        return self
+
+    @model_validator(mode="after")
+    def _auto_has_a_pool(self) -> Self:
+        served = any("auto" in pool.modes for pool in self.serving_pools)
+        if self.thinking.default == "auto" and not served:
+            raise ValueError("thinking.default is 'auto', but no pool serves the mode auto")
         return self
 
     def engine_of(self, pool: PoolConfig) -> EngineConfig:

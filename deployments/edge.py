@@ -18,6 +18,9 @@ CALLBACK_IMPORT_PATH = "inference_pio.deployments.edge:middlewares"
 MAX_HEADER_BYTES = 64 * 2**10
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+SESSION_HEADER = b"x-session-id"
+PASSED_SESSION_HEADER = b"x-inference-pio-session"
+"""Under this name a client's session reaches the ingress: the other one would steer Serve."""
 # Headers by which a client could steer Serve itself: its time limit, its disconnect handling,
 # and the replica that a request goes to.
 _SERVE_HEADERS = frozenset(
@@ -26,7 +29,7 @@ _SERVE_HEADERS = frozenset(
         b"x-request-disconnect-disabled",
         b"serve-multiplexed-model-id",
         b"serve_multiplexed_model_id",
-        b"x-session-id",
+        SESSION_HEADER,
     }
 )
 
@@ -45,7 +48,8 @@ class EdgeMiddleware:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         kept = [h for h in headers if h[0] != b"x-request-id" and h[0] not in _SERVE_HEADERS]
         own_header = (b"x-request-id", _clean_id(headers))
-        scope = {**scope, "headers": [*kept, own_header]}
+        sessions = [(PASSED_SESSION_HEADER, h[1]) for h in headers if h[0] == SESSION_HEADER]
+        scope = {**scope, "headers": [*kept, *sessions, own_header]}
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from ..workers.config import EngineConfig
 from ..workers.model_source import resolve_model
 from ..workers.types import EngineStats, GenerateRequest
+from .config import RemotePrefillConfig
+from .rank_actor import ActorRanks
 from .replica_port import listen_on_node_address
-from .wire import ModelFacts, Packed, SubmitReply, pack
+from .wire import ModelFacts, Packed, RouteHints, SubmitReply, pack
 
 if TYPE_CHECKING:
+    import asyncio
+
     from .engine_service import EngineService
 
 
 class EngineReplica:
     """One engine in its own thread; user code shares the replica's loop and never blocks it."""
 
-    def __init__(self, config: EngineConfig, health_timeout_s: float) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        health_timeout_s: float,
+        remote: RemotePrefillConfig | None = None,
+        prefill: DeploymentHandle[Any] | None = None,
+    ) -> None:
+        """``remote`` says when the replicas behind ``prefill`` compute prompts for this engine."""
         # Imported here, for the process that only builds the application has no use for torch.
-        from ..workers.async_engine import build_engine
+        from ..workers.async_engine import AsyncEngine, build_engine
         from .engine_service import EngineService
+        from .kv_source import KVSource
+        from .object_store_transport import ObjectStoreTransport
 
+        # First, since __del__ runs after a failure here too.
+        self._watch: asyncio.Task[None] | None = None
         listen_on_node_address()
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._health_timeout_s = health_timeout_s
-        engine = build_engine(config)
-        self._service = EngineService(engine, replica_id, str(resolve_model(config.model)))
-        self._started = False
+        launcher = ActorRanks() if config.parallel.num_ranks > 1 else None
+        engine = build_engine(config, launcher)
+        open_source: Callable[[AsyncEngine], KVSource] | None = None
+        if remote is not None and prefill is not None:
+            transport = ObjectStoreTransport(prefill)
+            open_source = partial(KVSource, config=remote, transport=transport)
+        self._service = EngineService(
+            engine, replica_id, str(resolve_model(config.model)), open_source
+        )
 
     async def check_health(self) -> None:
         """Serve restarts a replica whose engine loop takes no turn."""
         await self._running().health(self._health_timeout_s)
 
-    async def submit(self, stream_id: str, requests: Sequence[GenerateRequest]) -> SubmitReply:
-        return await self._running().submit(stream_id, requests)
+    def record_routing_stats(self) -> dict[str, Any]:
+        """What Serve carries to the request routers."""
+        return self._service.routing_stats().as_dict()
+
+    async def submit(
+        self, stream_id: str, requests: Sequence[GenerateRequest], *, hints: RouteHints
+    ) -> SubmitReply:
+        return await self._running().submit(stream_id, requests, hints)
 
     async def subscribe(
         self, stream_id: str, *, replica_id: str
@@ -45,8 +74,8 @@ class EngineReplica:
         async for batch in self._running().subscribe(stream_id, replica_id=replica_id):
             yield [pack(chunk) for chunk in batch]
 
-    async def abort(self, request_ids: Sequence[str], *, replica_id: str) -> None:
-        await self._running().abort(request_ids, replica_id=replica_id)
+    async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
+        await self._running().abort(stream_id, request_ids, replica_id=replica_id)
 
     async def facts(self) -> ModelFacts:
         return await self._running().facts()
@@ -59,11 +88,14 @@ class EngineReplica:
 
     def _running(self) -> EngineService:
         """The service, started in the loop that serves calls, which the constructor has not."""
-        if not self._started:
+        if self._watch is None:
+            from .engine_watch import watch_engine
+
             self._service.start()
-            self._started = True
+            self._watch = watch_engine(self._service.health)
         return self._service
 
     def __del__(self) -> None:
-        if self._started:
+        if self._watch is not None:
+            self._watch.cancel()
             self._service.stop()

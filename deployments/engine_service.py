@@ -5,17 +5,28 @@
 3. They wait in the outbox of the stream that sent their request; ``subscribe`` yields everything
    that came since its last turn: one yield an engine step for all requests of an ingress.
 4. A stream that nobody reads for ``ORPHAN_S`` belongs to a dead ingress: its requests are aborted.
+5. Where the pool has prefill replicas, what a step wants from them goes to the ``KVSource``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 
-from ..workers.async_engine import AsyncEngine
+from ..workers.async_engine import AsyncEngine, EngineDeadError
 from ..workers.engine import Engine
-from ..workers.types import EngineStats, FinishReason, GenerateRequest, RequestError, TokenChunk
-from .wire import HEARTBEAT_S, ModelFacts, SubmitReply, WrongReplicaError
+from ..workers.types import (
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    RequestError,
+    StepOutput,
+    TokenChunk,
+)
+from .handoff_stats import DecodeStats
+from .kv_source import KVSource
+from .wire import HEARTBEAT_S, ModelFacts, RouteHints, RoutingStats, SubmitReply, WrongReplicaError
 
 ORPHAN_S = 10.0
 
@@ -60,10 +71,18 @@ class Outbox:
 class EngineService:
     """One engine behind ``submit``, ``subscribe`` and ``abort``; lives in one event loop."""
 
-    def __init__(self, engine: Engine, replica_id: str, checkpoint: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        replica_id: str,
+        checkpoint: str,
+        open_source: Callable[[AsyncEngine], KVSource] | None = None,
+    ) -> None:
+        """``open_source`` gives what prefills elsewhere, where something does."""
         self.replica_id = replica_id
         self._checkpoint = checkpoint
         self._engine = AsyncEngine(engine, self._on_step)
+        self._source = open_source(self._engine) if open_source is not None else None
         self._outboxes: dict[str, Outbox] = {}
         self._stream_of: dict[str, str] = {}
         self._open_choices: dict[str, int] = {}
@@ -73,9 +92,13 @@ class EngineService:
         """Launch the engine thread; called in the loop that serves the other methods."""
         self._loop = asyncio.get_running_loop()
         self._engine.start()
+        if self._source is not None:
+            self._source.start()
 
     def stop(self) -> None:
         """End the engine thread; open requests are aborted and told so."""
+        if self._source is not None:
+            self._source.stop()
         self._engine.stop()
 
     async def facts(self) -> ModelFacts:
@@ -91,26 +114,40 @@ class EngineService:
     async def stats(self, *, replica_id: str) -> EngineStats:
         """Sizes and totals, as of the last step."""
         self._require_me(replica_id)
-        return self._engine.stats()
+        stats, source = self._engine.stats(), self._source
+        return stats if source is None else DecodeStats.of(stats, source.stats(), source.peers())
+
+    def routing_stats(self) -> RoutingStats:
+        """What the request routers choose by."""
+        block_size = self._engine.engine.config.block_size
+        return RoutingStats.of(self._engine.stats(), block_size, self.replica_id, time.time())
 
     async def health(self, timeout: float) -> None:
         """Return after a real turn of the engine loop; raises when there is none."""
         await self._engine.health(timeout)
 
-    async def submit(self, stream_id: str, requests: Sequence[GenerateRequest]) -> SubmitReply:
-        """Hand over all of ``requests``, or none and say why."""
+    async def submit(
+        self, stream_id: str, requests: Sequence[GenerateRequest], hints: RouteHints
+    ) -> SubmitReply:
+        """Hand over all of ``requests``, or none and say why; ``hints`` were the router's."""
         outbox = self._outbox(stream_id)
         taken: list[str] = []
         try:
             for request in requests:
                 if request.request_id in self._stream_of:
-                    raise RequestError(f"request id {request.request_id} is in use already")
+                    raise RequestError(
+                        f"request id {request.request_id!r} is in use already", param="request_id"
+                    )
                 self._register(request, stream_id, outbox)
                 taken.append(request.request_id)
                 self._engine.submit(request)
         except RequestError as error:
             self._withdraw(taken)
             return SubmitReply(self.replica_id, error)
+        except EngineDeadError as error:
+            # Named, so that the request can go elsewhere while this replica is replaced.
+            self._withdraw(taken)
+            return SubmitReply(self.replica_id, RequestError(str(error), code="engine_dead"))
         except BaseException:
             self._withdraw(taken)
             raise
@@ -137,10 +174,14 @@ class EngineService:
                 outbox.reader = None
                 self._watch(stream_id)
 
-    async def abort(self, request_ids: Sequence[str], *, replica_id: str) -> None:
-        """End requests; their remaining chunks go nowhere. Ended ones are left as they are."""
+    async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
+        """End requests of one stream; their remaining chunks go nowhere.
+
+        Ended ones are left as they are, and so is one that has come again through another stream:
+        a late abort must not end the attempt after the one that it was meant for.
+        """
         self._require_me(replica_id)
-        self._withdraw(request_ids)
+        self._withdraw([name for name in request_ids if self._stream_of.get(name) == stream_id])
 
     def _require_me(self, replica_id: str) -> None:
         if replica_id != self.replica_id:
@@ -164,7 +205,7 @@ class EngineService:
 
     def _register(self, request: GenerateRequest, stream_id: str, outbox: Outbox) -> None:
         self._stream_of[request.request_id] = stream_id
-        self._open_choices[request.request_id] = request.params.n
+        self._open_choices[request.request_id] = len(request.choice_indices)
         outbox.requests.add(request.request_id)
 
     def _withdraw(self, request_ids: Sequence[str]) -> None:
@@ -178,16 +219,18 @@ class EngineService:
         if outbox is not None:
             outbox.requests.discard(request_id)
 
-    def _on_step(self, chunks: list[TokenChunk]) -> None:
+    def _on_step(self, output: StepOutput) -> None:
         """Runs in the engine thread, once a step."""
         loop = self._loop
         assert loop is not None
         # The loop is closed when the process ends before its engine: nobody is left to tell.
         if not loop.is_closed():
-            loop.call_soon_threadsafe(self._distribute, chunks)
+            loop.call_soon_threadsafe(self._distribute, output)
 
-    def _distribute(self, chunks: list[TokenChunk]) -> None:
-        for chunk in chunks:
+    def _distribute(self, output: StepOutput) -> None:
+        if self._source is not None:
+            self._source.take(output.wanted, output.unwanted)
+        for chunk in output.chunks:
             stream_id = self._stream_of.get(chunk.request_id)
             if stream_id is None:
                 continue  # withdrawn: its reader has left

@@ -7,6 +7,10 @@ processes on one machine it saves nothing measurable.
 
 Its two statistics pages listen on every interface, for Serve has a setting for their ports only;
 the wrapper gives them the loopback address.
+
+And it ends with the process that started it. When that one is killed, Serve starts another HAProxy
+beside the orphan, which would go on taking its share of new connections and send them to replicas
+that are long gone; after ``ray down`` it would hold its port for ever.
 """
 
 from __future__ import annotations
@@ -21,10 +25,15 @@ _SCRIPT = r"""#!/bin/sh
 previous=
 for word in "$@"; do
   if [ "$previous" = -f ]; then
-    sed -i -E 's/^( *bind )\*?:([0-9]+)$/\1127.0.0.1:\2/' "$word"
+    sed -i -E '/^(frontend prometheus|listen stats)/,/^ *bind /{{
+      s/^( *bind )\*?:([0-9]+)$/\1127.0.0.1:\2/
+    }}' "$word"
   fi
   previous=$word
 done
+if command -v setpriv > /dev/null; then
+  exec setpriv --pdeathsig TERM {binary} -dS "$@"
+fi
 exec {binary} -dS "$@"
 """
 

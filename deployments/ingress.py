@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -36,35 +35,29 @@ from .config import ServiceConfig, load_api_keys
 from .edge import EdgeMiddleware
 from .limits import AdmissionGate
 from .metrics import Metrics
-from .stream_mux import EngineTransport, StreamMux
-from .text_service import TextService
+from .off_loop import OffLoop
+from .routing.directory import open_directory
+from .stream_mux import EngineTransport
 
 
-async def create_app(config: ServiceConfig, transport: EngineTransport) -> ASGIApp:
-    """Build the application; asks the engine for its limits first.
+async def create_app(config: ServiceConfig, transports: Mapping[str, EngineTransport]) -> ASGIApp:
+    """Build the application over the serving pools' engines, by pool; asks them for limits first.
 
-    Raises ``ValueError`` for key files and checkpoints that cannot be used.
+    Raises ``ValueError`` for key files, pools and checkpoints that cannot be used.
     """
     keys = load_api_keys(config.api)
-    facts = await transport.facts()
-    mux = StreamMux(
-        transport,
-        max_buffered_tokens=config.api.max_buffered_tokens,
-        idle_s=config.replicas.idle_subscription_s,
-    )
-    mux.know(facts.replica_id)
+    metrics, off_loop = Metrics(), OffLoop()
+    directory = await open_directory(config, transports, metrics, off_loop)
     service = Service(
         config=config,
-        facts=facts,
-        text=TextService(Path(facts.checkpoint), facts.max_model_len),
-        transport=transport,
-        mux=mux,
+        directory=directory,
+        off_loop=off_loop,
         gate=AdmissionGate(config.api.max_in_flight, config.api.retry_after_s),
-        metrics=Metrics(config.model_name),
+        metrics=metrics,
     )
     layers = [
         Middleware(EdgeMiddleware, max_header_bytes=config.api.max_header_bytes),
-        Middleware(AccessMiddleware, metrics=service.metrics),
+        Middleware(AccessMiddleware, metrics=metrics),
     ]
     if keys:
         layers.append(Middleware(ApiKeyMiddleware, keys=keys))
@@ -77,8 +70,8 @@ async def create_app(config: ServiceConfig, transport: EngineTransport) -> ASGIA
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        await mux.close()
-        service.text.close()
+        await directory.close()
+        off_loop.close()
 
     app = Starlette(
         routes=_routes(service),
@@ -114,7 +107,7 @@ def _routes(service: Service) -> list[Route]:
 
 
 def _openapi(service: Service) -> Any:
-    document = openapi_document(service.model_name)
+    document = openapi_document(service.directory.default.name)
 
     async def answer(request: Request) -> Response:
         return document

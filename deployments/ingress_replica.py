@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
@@ -16,12 +17,15 @@ from .replica_port import listen_on_node_address
 
 @serve.ingress()
 class IngressReplica:
-    """The application inside a Serve replica; built once the engine has said what it serves."""
+    """The application inside a Serve replica; built once every pool has said what it serves.
 
-    def __init__(self, config: ServiceConfig, engine: DeploymentHandle[Any]) -> None:
+    ``pools`` holds the handle of each serving pool by its name.
+    """
+
+    def __init__(self, config: ServiceConfig, pools: Mapping[str, DeploymentHandle[Any]]) -> None:
         listen_on_node_address()
         self._config = config
-        self._transport = RayTransport(engine)
+        self._transports = {name: RayTransport(handle) for name, handle in pools.items()}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        return await create_app(self._config, self._transport)
+        return await create_app(self._config, self._transports)

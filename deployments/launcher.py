@@ -30,10 +30,14 @@ from typing import Self
 
 import psutil
 
+from ..workers.config import EngineConfig
 from . import haproxy
-from .application_file import Application
+from .application_file import Application, read_shapes
+from .check.demand import total_demand, whole
+from .config import ServiceConfig
 from .local_ports import free_ports, is_answering, require_free_port
 from .own_processes import adopt_orphans, descendants, end_descendants, is_alive
+from .ray_settings import private_files, serve_settings, usable_cores
 
 START_TIMEOUT_S = 600.0
 """Loading 4B parameters from a slow disk takes minutes; a start longer than this is a hang."""
@@ -42,7 +46,13 @@ STOP_TIMEOUT_S = 20.0
 """For Serve to drain and Ray to stop before what is left is killed."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Nothing large passes through it on one machine; Ray's own default is 30 % of the memory."""
+"""Where no KV travels nothing large passes through it; Ray's own default is 30 % of the memory."""
+
+HANDOFFS = 8
+"""Handoffs that a decode replica pulls at once (``kv_source.MAX_PULLS``)."""
+
+HANDOFF_WINDOW_BYTES = 128 * 2**20
+"""KV of one of them in the store (``kv_transport.WINDOW_BYTES``), or one step's if that is more."""
 
 Progress = Callable[[str], None]
 
@@ -54,52 +64,58 @@ class LaunchError(RuntimeError):
     """The service could not be started; the message says why."""
 
 
-def serve_settings(cores: int) -> dict[str, str]:
-    """Ray's and Serve's settings for one machine; a value already in the environment wins."""
-    return {
-        # The data path: 54k instead of 5k tokens/s at 64 streams.
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cores // 4))),
-        # A dead proxy is back after 4 s instead of 24.
-        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
-        # Replicas finish their requests before they go; the 30 s that Serve adds are for load
-        # balancers on other machines.
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-        # Ray listens on loopback, as it does by default on desktop systems; on Linux it would
-        # take the address that other machines see.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Log lines arrive as they are written, not merged with similar ones.
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-
-
 def private_places(folder: Path, ports: tuple[int, int]) -> dict[str, str]:
     """Where this server's HAProxy keeps its files and shows its statistics.
 
-    By default both are fixed, so that two servers would meet, and the sockets lie in a folder
-    that everybody can write to.
+    By default both are fixed, so that two servers would meet.
     """
-    files = folder / "haproxy"
-    return {
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "admin.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
+    return private_files(folder) | {
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
     }
 
 
-def usable_cores() -> int:
-    """CPU cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def logical_resources(config: ServiceConfig, cores: int) -> tuple[int, dict[str, float]]:
+    """CPUs and custom resources that Ray is told this machine has: what the pools ask for.
+
+    They only choose between nodes, and there is one; threads are set by the engine. GPUs are real,
+    Ray finds them itself, as it does a node's own name (``node:…``).
+    """
+    wanted = whole(total_demand(config))
+    cpus = max(4, cores, wanted.pop("CPU", 0))
+    custom = {k: float(v) for k, v in wanted.items() if k != "GPU" and not k.startswith("node:")}
+    return cpus, custom
+
+
+def object_store_bytes(config: ServiceConfig, memory: int, shared_memory: int) -> int:
+    """The object store's size on a machine with so much memory and free shared memory.
+
+    Every decode replica has room for the handoffs that it pulls at once, each with one window of
+    KV, or one step's where that is more. Bounded by 30 % of the memory, as Ray's own default, and
+    80 % of the shared memory, in which the store lies.
+    """
+    size = OBJECT_STORE_BYTES
+    sources = {pool.name: config.engine_of(pool) for pool in config.pools}
+    for pool in config.serving_pools:
+        if pool.prefill is not None:
+            source = sources[pool.prefill.pool]
+            step = source.max_batched_tokens * kv_bytes_per_token(source)
+            size += pool.replicas * HANDOFFS * max(HANDOFF_WINDOW_BYTES, step)
+    bound = int(min(0.3 * memory, 0.8 * shared_memory))
+    return max(OBJECT_STORE_BYTES, min(size, bound))
+
+
+def kv_bytes_per_token(engine: EngineConfig) -> int:
+    """KV of one token over all layers, from the checkpoint's shapes."""
+    shapes = read_shapes(engine.model)
+    dtype = engine.dtype
+    if dtype == "auto":
+        dtype = shapes.get("dtype", shapes.get("torch_dtype", "float32"))
+    heads = shapes["num_attention_heads"]
+    head_dim = shapes.get("head_dim") or shapes["hidden_size"] // heads
+    kv_heads = shapes.get("num_key_value_heads") or heads
+    width = 4 if dtype == "float32" else 2
+    return int(2 * shapes["num_hidden_layers"] * kv_heads * head_dim * width)
 
 
 class LocalServer:
@@ -176,12 +192,16 @@ class LocalServer:
         import ray
 
         on_term = signal.getsignal(signal.SIGTERM)
+        config = self._application.config
+        cpus, resources = logical_resources(config, usable_cores())
         ray.init(
             address="local",
-            # Logical CPUs: replicas count theirs, threads are set by the engine.
-            num_cpus=max(4, usable_cores()),
+            num_cpus=cpus,
+            resources=resources,
             include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=object_store_bytes(
+                config, psutil.virtual_memory().total, shutil.disk_usage("/dev/shm").free
+            ),
             namespace="serve",
             logging_level=logging.ERROR,
             log_to_driver=self._show_logs,

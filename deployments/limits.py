@@ -1,4 +1,4 @@
-"""Bounds on what one caller may cost: body size and time, requests inside the service."""
+"""Bounds on what one caller may cost: body size and time, requests inside at a time."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ def _too_large(limit: int) -> ApiError:
 
 
 class AdmissionGate:
-    """Counts the requests inside the service; a full one refuses before any work is done."""
+    """Counts the requests inside; entering is one step, so no two requests get the last place."""
 
     def __init__(self, limit: int, retry_after_s: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._retry_after_s = retry_after_s
         self._inside = 0
 
@@ -75,21 +75,39 @@ class AdmissionGate:
         """Requests inside now."""
         return self._inside
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold one place for the block.
+    @property
+    def is_full(self) -> bool:
+        """Whether one more would be refused."""
+        return self._inside >= self.limit
+
+    def enter(self) -> None:
+        """Take a place, to be given back with ``leave``.
 
         Raises ``ApiError`` 503 with ``Retry-After`` when every place is taken.
         """
-        if self._inside >= self._limit:
-            raise ApiError(
-                503,
-                f"{self._inside} requests are being served, the limit; try again later",
-                code="overloaded",
-                headers={"Retry-After": str(self._retry_after_s)},
-            )
+        if self.is_full:
+            raise self.refusal(f"{self._inside} requests are being served, the limit")
         self._inside += 1
+
+    def leave(self) -> None:
+        """Give a place back."""
+        assert self._inside > 0
+        self._inside -= 1
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold one place for the block; raises as ``enter`` does."""
+        self.enter()
         try:
             yield
         finally:
-            self._inside -= 1
+            self.leave()
+
+    def refusal(self, reason: str) -> ApiError:
+        """A 503 that says why and when to come back."""
+        return ApiError(
+            503,
+            f"{reason}; try again later",
+            code="overloaded",
+            headers={"Retry-After": str(self._retry_after_s)},
+        )

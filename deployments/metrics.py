@@ -1,100 +1,42 @@
-"""What Prometheus reads: our own names and the vLLM names that existing dashboards know."""
+"""What Prometheus reads: our own names and the vLLM names that existing dashboards know.
+
+Every label has a bounded set of values: models, pools, modes and reasons come from the
+configuration and the code, never from a request.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
-from ..workers.types import EngineStats, ThoughtEnd, TokenChunk, TokenKind
+from ..workers.types import ThoughtEnd, TokenChunk, TokenKind
+from .config import SloConfig
+from .engine_metrics import EngineCollector, EngineReading
+from .handoff_metrics import HandoffCollector, with_peers
+from .pool_metrics import PoolCollector, PoolReading
+from .routing.classifier import Route
+from .slo import SloWatch
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+TOKENS = (0, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+SCORES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ANSWER_KINDS = frozenset({TokenKind.CONTENT, TokenKind.TOOL_CALL})
-
-
-LABELS = ("model_name", "engine")
-Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
-Value = Callable[[EngineStats], float]
-GAUGES: tuple[tuple[str, str, Value], ...] = (
-    ("requests_running", "Sequences in the batch", lambda s: s.running),
-    ("requests_waiting", "Requests that wait", lambda s: s.waiting),
-    (
-        "kv_cache_used_ratio",
-        "Share of KV blocks in use",
-        lambda s: s.kv_blocks_used / max(1, s.kv_blocks_total),
-    ),
-    ("kv_blocks_cached", "Free KV blocks that hold a prefix", lambda s: s.kv_blocks_cached),
-)
-COUNTERS: tuple[tuple[str, str, Value], ...] = (
-    ("prefix_query_tokens", "Prompt tokens looked up", lambda s: s.prefix_query_tokens),
-    ("prefix_hit_tokens", "Prompt tokens found cached", lambda s: s.prefix_hit_tokens),
-    ("prompt_tokens", "Prompt tokens", lambda s: s.prompt_tokens),
-    ("generated_tokens", "Generated tokens", lambda s: s.generated_tokens),
-    ("thinking_tokens", "Thought tokens", lambda s: s.thinking_tokens),
-    ("budget_ends", "Thoughts ended by their budget", lambda s: s.budget_ends),
-    ("loops_cut", "Thoughts ended for looping", lambda s: s.loops_cut),
-    ("preemptions", "Sequences preempted", lambda s: s.preemptions),
-    ("engine_steps", "Engine steps", lambda s: s.steps),
-)
-PEER_NAMES = {
-    "requests_running": "vllm:num_requests_running",
-    "requests_waiting": "vllm:num_requests_waiting",
-    "kv_cache_used_ratio": "vllm:kv_cache_usage_perc",
-    "prefix_query_tokens": "vllm:prefix_cache_queries",
-    "prefix_hit_tokens": "vllm:prefix_cache_hits",
-    "prompt_tokens": "vllm:prompt_tokens",
-    "generated_tokens": "vllm:generation_tokens",
-}
-
-
-def _names(name: str) -> list[str]:
-    peer = PEER_NAMES.get(name)
-    return [f"inference_pio_{name}", *([peer] if peer else [])]
-
-
-class EngineCollector(Collector):
-    """Shows the engine's own numbers as of the last scrape."""
-
-    def __init__(self, model: str) -> None:
-        self.stats: Mapping[str, EngineStats] = {}
-        self._model = model
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield every engine metric, under both names where there are two."""
-        for name, text, value in GAUGES:
-            for full in _names(name):
-                yield self._fill(GaugeMetricFamily(full, text, labels=LABELS), value)
-        for name, text, value in COUNTERS:
-            for full in _names(name):
-                yield self._fill(CounterMetricFamily(full, text, labels=LABELS), value)
-        finished = CounterMetricFamily(
-            "inference_pio_requests_finished", "Finished sequences", labels=(*LABELS, "reason")
-        )
-        for replica, stats in self.stats.items():
-            for reason, count in stats.requests_finished.items():
-                finished.add_metric((self._model, replica, reason), count)
-        yield finished
-
-    def _fill(self, family: Family, value: Callable[[EngineStats], float]) -> Family:
-        for replica, stats in self.stats.items():
-            family.add_metric((self._model, replica), value(stats))
-        return family
 
 
 class Metrics:
     """Counts and times of one ingress process."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.engine = EngineCollector(model)
-        self.registry.register(self.engine)
-        self._model = model
+        self._engines = EngineCollector()
+        self.registry.register(self._engines)
+        self._pools = PoolCollector()
+        self.registry.register(self._pools)
+        self._handoffs = HandoffCollector()
+        self.registry.register(self._handoffs)
         self.http_requests = Counter(
             "inference_pio_http_requests",
             "HTTP answers",
@@ -104,6 +46,12 @@ class Metrics:
         self.in_flight = Gauge(
             "inference_pio_requests_in_flight", "Requests in the service", registry=self.registry
         )
+        self.refusals = Counter(
+            "inference_pio_refusals",
+            "Requests that were answered with an error, by its code",
+            ("reason",),
+            registry=self.registry,
+        )
         self.clients_left = Counter(
             "inference_pio_clients_left",
             "Requests whose client disconnected early",
@@ -112,6 +60,19 @@ class Metrics:
         self.unknown_chunks = Gauge(
             "inference_pio_unknown_chunks",
             "Chunks that came for no known request",
+            registry=self.registry,
+        )
+        self._routes = Counter(
+            "inference_pio_routes",
+            "Requests by what served them and why",
+            ("model_name", "pool", "mode", "reason"),
+            registry=self.registry,
+        )
+        self._complexity = Histogram(
+            "inference_pio_request_complexity",
+            "Complexity of requests, as the classifier sees it",
+            ("model_name",),
+            buckets=SCORES,
             registry=self.registry,
         )
         self._ttft = self._both("time_to_first_token_seconds", "Arrival to first token")
@@ -126,23 +87,52 @@ class Metrics:
         self._thought = Histogram(
             "inference_pio_thought_tokens",
             "Tokens of a thought, by how it ended",
-            ("model_name", "end"),
-            buckets=(0, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
+            ("model_name", "pool", "end"),
+            buckets=TOKENS,
+            registry=self.registry,
+        )
+        self._slo = Counter(
+            "inference_pio_slo_requests",
+            "Requests that kept or missed what their pool promises",
+            ("pool", "slo", "result"),
             registry=self.registry,
         )
 
-    def timer(self) -> RequestTimer:
-        """A stopwatch for a request that has just arrived."""
-        return RequestTimer(self)
+    def pool(self, model: str, pool: str, slo: SloConfig) -> PoolMetrics:
+        """What is counted for one pool; made once, for looking labels up costs more than adding."""
+        for promise, limit in slo:
+            if limit is not None:
+                for result in ("kept", "missed"):
+                    self._slo.labels(pool, promise.removesuffix("_s"), result)
 
-    def render(self, stats: Mapping[str, EngineStats]) -> bytes:
-        """The Prometheus text, with the engines' numbers as given."""
-        self.engine.stats = stats
+        def bound(families: Sequence[Histogram]) -> list[Histogram]:
+            return [family.labels(model, pool) for family in families]
+
+        return PoolMetrics(
+            model=model,
+            pool=pool,
+            slo=slo,
+            ttft=bound(self._ttft),
+            itl=bound(self._itl),
+            e2e=bound(self._e2e),
+            decode=bound(self._decode),
+            queue=bound(self._queue),
+            prefill=bound(self._prefill),
+            answer=bound(self._answer),
+            thought=self._thought,
+            slo_counter=self._slo,
+        )
+
+    def routed(self, route: Route, pool: str) -> None:
+        """A request got its pool."""
+        self._routes.labels(route.model, pool, route.mode.value, route.reason_kind).inc()
+        self._complexity.labels(route.model).observe(route.complexity)
+
+    def render(self, readings: Iterable[EngineReading], pools: Iterable[PoolReading]) -> bytes:
+        """The Prometheus text, with the engines' and pools' numbers as given."""
+        self._pools.readings = tuple(pools)
+        self._engines.readings = self._handoffs.readings = with_peers(readings)
         return generate_latest(self.registry)
-
-    def observe_thought(self, tokens: int, end: ThoughtEnd | None) -> None:
-        """One finished choice that thought."""
-        self._thought.labels(self._model, end.value if end else "unfinished").observe(tokens)
 
     def _ours(self, name: str, text: str) -> list[Histogram]:
         return [self._histogram(f"inference_pio_{name}", text)]
@@ -151,21 +141,49 @@ class Metrics:
         return [*self._ours(name, text), self._histogram(f"vllm:{name}", text)]
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        family = Histogram(name, text, ("model_name",), buckets=SECONDS, registry=self.registry)
-        return family.labels(self._model)  # once: looking it up costs more than observing
+        labels = ("model_name", "pool")
+        return Histogram(name, text, labels, buckets=SECONDS, registry=self.registry)
 
-    def observe(self, histograms: Sequence[Histogram], seconds: float) -> None:
-        """Add one value under each name."""
-        for histogram in histograms:
-            histogram.observe(seconds)
+
+@dataclass(frozen=True, slots=True)
+class PoolMetrics:
+    """The histograms and counters of one pool, each under all of its names."""
+
+    model: str
+    pool: str
+    slo: SloConfig
+    ttft: list[Histogram]
+    itl: list[Histogram]
+    e2e: list[Histogram]
+    decode: list[Histogram]
+    queue: list[Histogram]
+    prefill: list[Histogram]
+    answer: list[Histogram]
+    thought: Histogram
+    slo_counter: Counter
+
+    def timer(self, arrived: float) -> RequestTimer:
+        """A stopwatch for a request that came at ``arrived``, on the monotonic clock."""
+        return RequestTimer(self, arrived)
+
+    def observe_thought(self, tokens: int, end: ThoughtEnd | None) -> None:
+        """One finished choice that thought."""
+        ended = end.value if end else "unfinished"
+        self.thought.labels(self.model, self.pool, ended).observe(tokens)
+
+    def count_slo(self, verdicts: Iterable[tuple[str, bool]]) -> None:
+        """What one request's ``SloWatch`` found."""
+        for promise, kept in verdicts:
+            self.slo_counter.labels(self.pool, promise, "kept" if kept else "missed").inc()
 
 
 @dataclass(slots=True)
 class RequestTimer:
-    """Times one client's request, chunk by chunk."""
+    """Times one client's request, chunk by chunk; ends with ``finish`` or ``fail``."""
 
-    metrics: Metrics
-    arrived: float = field(default_factory=time.monotonic)
+    metrics: PoolMetrics
+    arrived: float
+    _watch: SloWatch = field(default_factory=SloWatch)
     _first: float | None = None
     _answered: bool = False
     _last: dict[tuple[str, int], float] = field(default_factory=dict)
@@ -176,20 +194,23 @@ class RequestTimer:
         metrics = self.metrics
         if chunk.token_ids and self._first is None:
             self._first = now
-            metrics.observe(metrics._ttft, now - self.arrived)
+            self._watch.first_token(now - self.arrived)
+            _observe(metrics.ttft, now - self.arrived)
         if chunk.timing is not None:
-            metrics.observe(metrics._queue, chunk.timing.queue)
-            metrics.observe(metrics._prefill, chunk.timing.prefill)
+            _observe(metrics.queue, chunk.timing.queue)
+            _observe(metrics.prefill, chunk.timing.prefill)
         if not self._answered and ANSWER_KINDS.intersection(chunk.kinds):
             self._answered = True
-            metrics.observe(metrics._answer, now - self.arrived)
+            self._watch.first_answer(now - self.arrived)
+            _observe(metrics.answer, now - self.arrived)
         choice = (chunk.request_id, chunk.index)
         before = self._last.get(choice)
         if before is not None and chunk.token_ids:
             # Tokens of one chunk came together: the pause before them is shared out.
             pause = (now - before) / len(chunk.token_ids)
+            self._watch.tokens(now - before, len(chunk.token_ids))
             for _ in chunk.token_ids:
-                metrics.observe(metrics._itl, pause)
+                _observe(metrics.itl, pause)
         self._last[choice] = now
         if chunk.finish_reason is not None and chunk.usage.reasoning_tokens:
             metrics.observe_thought(chunk.usage.reasoning_tokens, chunk.thought_end)
@@ -197,6 +218,16 @@ class RequestTimer:
     def finish(self) -> None:
         """The last token has come."""
         now = time.monotonic()
-        self.metrics.observe(self.metrics._e2e, now - self.arrived)
+        _observe(self.metrics.e2e, now - self.arrived)
         if self._first is not None:
-            self.metrics.observe(self.metrics._decode, now - self._first)
+            _observe(self.metrics.decode, now - self._first)
+        self.metrics.count_slo(self._watch.finished(self.metrics.slo))
+
+    def fail(self) -> None:
+        """The service ended the request before its last token."""
+        self.metrics.count_slo(self._watch.failed(self.metrics.slo))
+
+
+def _observe(histograms: Sequence[Histogram], seconds: float) -> None:
+    for histogram in histograms:
+        histogram.observe(seconds)

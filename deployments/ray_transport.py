@@ -9,7 +9,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ..workers.types import EngineStats, GenerateRequest, TokenChunk
-from .wire import ModelFacts, SubmitReply, unpack
+from .wire import ModelFacts, RouteHints, SubmitReply, unpack
 
 
 class RayTransport:
@@ -18,8 +18,13 @@ class RayTransport:
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
 
-    async def submit(self, stream_id: str, requests: Sequence[GenerateRequest]) -> SubmitReply:
-        reply: SubmitReply = await self._handle.submit.remote(stream_id, list(requests))
+    async def submit(
+        self, stream_id: str, requests: Sequence[GenerateRequest], hints: RouteHints
+    ) -> SubmitReply:
+        # As a keyword: the request router of the handle reads it from there.
+        reply: SubmitReply = await self._handle.submit.remote(
+            stream_id, list(requests), hints=hints
+        )
         return reply
 
     async def subscribe(
@@ -33,8 +38,8 @@ class RayTransport:
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 
-    async def abort(self, request_ids: Sequence[str], *, replica_id: str) -> None:
-        await self._handle.abort.remote(list(request_ids), replica_id=replica_id)
+    async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
+        await self._handle.abort.remote(stream_id, list(request_ids), replica_id=replica_id)
 
     async def facts(self) -> ModelFacts:
         facts: ModelFacts = await self._handle.facts.remote()

@@ -2,12 +2,101 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
-from ..workers.types import RequestError, ThoughtEnd, TokenChunk, TokenKind, Usage
+from ..workers.kv.block import chain_hash, pack_tokens, root_hash
+from ..workers.types import EngineStats, RequestError, ThoughtEnd, TokenChunk, TokenKind, Usage
 
 HEARTBEAT_S = 2.0
 """A silent subscription yields an empty batch this often, so its reader can tell it is alive."""
+
+
+ROUTE_BLOCK_TOKENS = 64
+"""Tokens that one hash of a route's prefix stands for; independent of any engine's block size."""
+MAX_ROUTE_BLOCKS = 128
+"""Leading blocks of a prompt that a route looks at: 8192 tokens decide as well as more."""
+_ROUTE_HASH_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHints:
+    """What the choice of a replica may know of a request.
+
+    ``prefix`` holds the chained hashes of the prompt's leading full blocks of
+    ``ROUTE_BLOCK_TOKENS`` tokens, ``session`` the caller's name for a conversation, ``avoid`` the
+    ids of replicas that have just failed this request, the last one last, and ``sequences`` how
+    many sequences it will run.
+    """
+
+    prefix: tuple[bytes, ...] = ()
+    session: str | None = None
+    avoid: tuple[str, ...] = ()
+    sequences: int = 1
+
+
+def route_hints(
+    prompt_token_ids: Sequence[int], cache_salt: str = "", session: str | None = None
+) -> RouteHints:
+    """The hints for a prompt; two prompts share hashes as far as text and tenant are the same."""
+    end = min(len(prompt_token_ids) // ROUTE_BLOCK_TOKENS, MAX_ROUTE_BLOCKS) * ROUTE_BLOCK_TOKENS
+    parent = root_hash(b"route", cache_salt)
+    prefix: list[bytes] = []
+    for start in range(0, end, ROUTE_BLOCK_TOKENS):
+        block = prompt_token_ids[start : start + ROUTE_BLOCK_TOKENS]
+        parent = chain_hash(parent, pack_tokens(block))
+        prefix.append(parent[:_ROUTE_HASH_BYTES])
+    return RouteHints(tuple(prefix), session)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingStats:
+    """What a replica reports to the routers, as Serve's ``record_routing_stats`` carries it.
+
+    ``at`` is the wall-clock time of the report, ``load`` counts sequences that run or wait,
+    ``kv_tokens`` is how many tokens the KV pool holds in all, and a new ``epoch`` says that the
+    prefix cache has begun anew.
+    """
+
+    at: float
+    load: int
+    kv_used_ratio: float
+    kv_tokens: int
+    epoch: str
+
+    @classmethod
+    def of(cls, stats: EngineStats, block_size: int, replica_id: str, at: float) -> RoutingStats:
+        """One engine's report; a new engine is a new replica, and so has a new id."""
+        return cls(
+            at=at,
+            load=stats.running + stats.waiting,
+            kv_used_ratio=stats.kv_blocks_used / max(1, stats.kv_blocks_total),
+            kv_tokens=stats.kv_blocks_total * block_size,
+            epoch=replica_id,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, report: Mapping[str, Any]) -> RoutingStats:
+        """Raises ``ValueError`` for a report with a wrong key, type or value."""
+        known = {part.name for part in fields(cls)}
+        if report.keys() != known:
+            raise ValueError(f"it has {sorted(report)}; {sorted(known)} are expected")
+        stats = cls(**report)
+        for name in ("at", "load", "kv_used_ratio", "kv_tokens"):
+            value = getattr(stats, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}, not a number")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} is {value}; it is at least 0")
+        if not isinstance(stats.epoch, str):
+            raise ValueError(f"epoch is {stats.epoch!r}, not a string")
+        return stats
 
 
 class WrongReplicaError(RuntimeError):

@@ -41,4 +41,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _markers_that_leave_out(item: pytest.Item) -> list[str]:
-    return [name for name in ("slow", "gpu") if item.get_closest_marker(name) is not None]
+    markers = ("slow", "gpu", "cluster")
+    return [name for name in markers if item.get_closest_marker(name) is not None]

@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "cluster_configs": frozenset(),
     "workers": frozenset({"kernels"}),
     "deployments": frozenset({"workers", "benchmarks", "embedded"}),
-    "benchmarks": frozenset({"workers", "embedded"}),
+    "benchmarks": frozenset({"workers", "kernels", "embedded"}),
 }
 """Folder to the other folders it may import. The CLI in deployments starts the benchmarks."""
 
@@ -41,6 +41,10 @@ WORKER_LEVELS: dict[str, int] = {
     "parallel": 5,
     "scheduler": 4,
     "runner": 5,
+    "request_checks": 4,
+    "export_desk": 5,
+    "import_desk": 5,
+    "request_desk": 5,
     "engine": 6,
     "async_engine": 7,
     "llm": 7,

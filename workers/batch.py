@@ -13,7 +13,8 @@ from .types import BlockId
 class ScheduledSequence:
     """The tokens ``[start, start + num_new_tokens)`` of one sequence.
 
-    ``samples`` says that these are all the tokens it has, so its last row's logits give the next.
+    ``samples`` says that these are all the tokens it has and that there is room for another, so its
+    last row's logits give the next.
     """
 
     sequence: Sequence

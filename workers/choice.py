@@ -5,11 +5,13 @@
    through the same steps: kind, counts, stop ids, stop strings, length.
 3. ``drain`` gives what is new since the last call as one numbered chunk.
 4. ``finish`` is the one way to end; the first reason given stays.
+A choice that another engine began ``replay``s its output first: the same steps, told to nobody.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .config import LoopGuardConfig
@@ -24,6 +26,7 @@ from .types import (
     FinishReason,
     GenerateRequest,
     RequestError,
+    Resumption,
     Timing,
     TokenChunk,
     TokenKind,
@@ -43,19 +46,40 @@ class DecodingContext:
     eos: frozenset[int]
 
 
+def beginnings(request: GenerateRequest) -> list[tuple[Resumption, tuple[int, ...]]]:
+    """The sequences a request begins with: where each starts, and the choices forked from it.
+
+    Choices that have no output yet share one sequence until the prompt is computed.
+    """
+    parts = request.resume or tuple(Resumption(index, ()) for index in range(request.params.n))
+    fresh = [part for part in parts if not part.token_ids]
+    found: list[tuple[Resumption, tuple[int, ...]]] = [(p, ()) for p in parts if p.token_ids]
+    if fresh:
+        found.append((fresh[0], tuple(part.index for part in fresh[1:])))
+    return found
+
+
 class Choice:
     """The mutable output state of one sequence."""
 
     def __init__(
-        self, request: GenerateRequest, sequence: Sequence, context: DecodingContext, seed: int
+        self,
+        request: GenerateRequest,
+        sequence: Sequence,
+        context: DecodingContext,
+        seed: int,
+        *,
+        other_indices: tuple[int, ...] = (),
     ) -> None:
+        """``other_indices`` are the choices that are to be forked from this one."""
         params = request.params
         self.request = request
         self.sequence = sequence
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         self.error: RequestError | None = None
-        self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]  # the first token has none
+        self._other_indices = other_indices
         self._own_stop_ids = frozenset(params.stop_token_ids)
         stop_ids = self._own_stop_ids | (frozenset() if params.ignore_eos else context.eos)
         self.phase = PhaseMachine(
@@ -77,13 +101,19 @@ class Choice:
         self._text = self._new_text()
         self._kinds: list[TokenKind] = []
         self._logprobs: list[TokenLogprob] = []
+        self._num_replayed = 0
         self._num_drained = 0
         self._finish_drained = False
-        self._prompt_logprobs_drained = params.prompt_logprobs is None
+        self._prompt_logprobs_drained = sequence.params.prompt_logprobs is None
 
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def pending_indices(self) -> tuple[int, ...]:
+        """The choices still to be forked from this one."""
+        return self._other_indices if self.sequence.num_pending_choices else ()
 
     def fork(self, sequence: Sequence, seed: int) -> Choice:
         """Another choice of the same prompt, before either has output."""
@@ -97,6 +127,34 @@ class Choice:
         other._kinds = []
         other._logprobs = []
         return other
+
+    def replay(self, token_ids: tuple[int, ...]) -> None:
+        """Take the output so far of a choice that goes on here, before anything else.
+
+        Only what follows is drained. That may be at once: the rest of a forced text that was cut,
+        or the end, where the output was complete. Raises ``RequestError`` for tokens that cannot
+        be this engine's output.
+        """
+        if not token_ids:
+            return
+        forced = list(self.phase.take_forced())
+        for position, token_id in enumerate(token_ids):
+            if self.finished:
+                raise self._not_ours(f"{len(token_ids)} tokens, but it ends after {position}")
+            if forced and forced.pop(0) != token_id:
+                raise self._not_ours(f"id {token_id} at {position}, where another one is forced")
+            self._append(token_id, None)
+            forced = forced or list(self.phase.take_forced())
+        self._num_replayed = self._num_drained = len(token_ids)
+        self._append_certain(forced)
+
+    def _not_ours(self, what: str) -> RequestError:
+        return RequestError(
+            f"choice {self.sequence.index} of {self.request.request_id} is resumed with {what}; "
+            "only the output of an engine with the same model and settings can be gone on with",
+            param="resume",
+            code="resume_mismatch",
+        )
 
     def row(self) -> SamplingRow:
         """How the next token is sampled."""
@@ -116,13 +174,16 @@ class Choice:
 
     def _append_forced(self) -> bool:
         forced = self.phase.take_forced()
-        for token_id in forced:
+        self._append_certain(forced)
+        return bool(forced)
+
+    def _append_certain(self, token_ids: Iterable[int]) -> None:
+        """Append forced ids, up to the choice's end: nothing else could have stood there."""
+        for token_id in token_ids:
             if self.finished:
                 break
-            # Nothing else could have stood here, so the token is certain.
             best = ((token_id, 0.0),) if self.request.params.logprobs else ()
             self._append(token_id, TokenLogprob(token_id, 0.0, best))
-        return bool(forced)
 
     def finish(
         self,
@@ -159,7 +220,9 @@ class Choice:
             kinds=tuple(fresh),
             usage=self.usage(),
             logprobs=(
-                tuple(self._logprobs[first:]) if self.request.params.logprobs is not None else None
+                tuple(self._logprobs[first - self._num_replayed :])
+                if self.request.params.logprobs is not None
+                else None
             ),
             prompt_logprobs=prompt_logprobs,
             finish_reason=self.finish_reason,

@@ -1,64 +1,67 @@
 """The engine: requests in, numbered token chunks out, one step at a time, on one thread.
 
-A request's life here:
 1. ``validate`` refuses what can never be served, with the numbers; it touches no state.
-2. ``add`` queues its first choice; the scheduler admits it when its worst case fits.
-3. ``step`` runs one batch. The step that completes a prompt forks the request's other choices and
-   samples each from the same logits.
-4. Each sampled token passes through ``Choice``: phase, forced text, stops, length.
-5. Every end (stop, length, abort, deadline, error) passes through ``Choice.finish`` and one
-   ``Scheduler.finish``, and shows in exactly one last chunk.
+2. Three desks hold what is open: ``add`` opens a request (``request_desk``), whose prompt another
+   engine may be asked to compute (``import_desk``), as this one computes prompts for others
+   (``add_prefill``, ``export_desk``). One scheduler ranks all of it.
+3. ``step`` runs one batch, and returns all that came since the last step: tokens, tickets, what is
+   wanted of other engines.
+4. Whatever ends, by itself or from outside, leaves its desk in one place and is told once.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .batch import ScheduledBatch
-from .choice import Choice, DecodingContext
+from .batch import ScheduledSequence
+from .choice import DecodingContext, beginnings
 from .config import EngineConfig
-from .executor import LocalExecutor
+from .executor import Executor
+from .export_desk import ExportDesk
+from .import_desk import ImportDesk, RemotePrefill
 from .kv.block import IntegrityError
 from .kv.manager import KVManager
-from .loading import LoadedModel, load_model
+from .kv.remote_prefill import RateMeter
+from .kv.tensor_words import ticket_dtype
+from .kv.ticket import Buffer, KVLayout
+from .loading import LoadedModel
+from .parallel.grid import build_executor
+from .parallel.launcher import RankLauncher
+from .request_checks import check_prefill, check_request
+from .request_desk import RequestDesk
 from .runner import ModelRunner
-from .sampling.checks import check_token_ids
-from .sampling.noise import choice_seed
-from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .scheduler import Scheduler
 from .sequence import Sequence as EngineSequence
 from .types import (
     EngineStats,
-    FinishReason,
     GenerateRequest,
+    PrefillRequest,
     RequestError,
+    StepOutput,
     ThoughtEnd,
-    TokenChunk,
-    TokenKind,
-    Usage,
 )
 
-logger = logging.getLogger(__name__)
+_RATE_HALF_LIFE_S = 10.0
+"""Of the measured prefill rate: long against a step, short against a change of the load."""
 
 
 class Engine:
     """One model with its scheduler and KV cache. Not thread-safe, but for ``validate`` and views.
 
-    Raises ``CheckpointError`` or ``ValueError`` at construction for what cannot be loaded.
+    ``launcher`` starts the other ranks where the configuration asks for several; by default they
+    are subprocesses. Raises ``CheckpointError`` or ``ValueError`` at construction for what cannot
+    be loaded.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
-        self.loaded: LoadedModel = load_model(config)
+    def __init__(self, config: EngineConfig, launcher: RankLauncher | None = None) -> None:
         self.config = config
+        self.loaded: LoadedModel
+        self.executor: Executor
+        self.loaded, self.executor = build_executor(config, launcher)
         self.max_model_len = self.loaded.max_model_len
-        self._executor = LocalExecutor(
-            self.loaded.model, num_blocks=self.loaded.num_blocks, block_size=config.block_size
-        )
-        self._runner = ModelRunner(self._executor, num_tokens=self.loaded.tokenizer.num_tokens)
+        self._runner = ModelRunner(self.executor, num_tokens=self.loaded.tokenizer.num_tokens)
         self._kv = KVManager(
             self.loaded.num_blocks,
             config.block_size,
@@ -66,225 +69,216 @@ class Engine:
             prefix_caching=config.prefix_caching,
         )
         self._scheduler = Scheduler(config, self._kv)
-        self._context = DecodingContext(
-            tokenizer=self.loaded.tokenizer,
-            phase_tokens=self.loaded.text.phase_tokens,
-            defaults=self.loaded.sampling_defaults,
-            loop_guard=config.loop_guard,
-            eos=self.loaded.text.eos,
+        self.kv_layout = _kv_layout(self.loaded, config.block_size)
+        self._exports = ExportDesk(
+            self.executor,
+            self._scheduler,
+            self._kv,
+            self.kv_layout,
+            max_ticket_tokens=config.max_batched_tokens,
+            max_waiting=config.max_waiting,
         )
-        self._choices: dict[EngineSequence, Choice] = {}
-        self._pending: list[TokenChunk] = []  # ends that happened between steps
-        self._totals: Counter[str] = Counter()
-        self._finished: Counter[str] = Counter()
+        self._imports = ImportDesk(self.executor, self._scheduler, self.kv_layout)
+        self._scheduler.await_remote = self._imports.begin
+        self._requests = RequestDesk(
+            self._scheduler,
+            self._kv,
+            self._imports,
+            DecodingContext(
+                tokenizer=self.loaded.tokenizer,
+                phase_tokens=self.loaded.text.phase_tokens,
+                defaults=self.loaded.sampling_defaults,
+                loop_guard=config.loop_guard,
+                eos=self.loaded.text.eos,
+            ),
+            max_model_len=self.max_model_len,
+            seed=config.seed,
+        )
+        self._prefill_rate = RateMeter(half_life_s=_RATE_HALF_LIFE_S)
+        self._num_steps = 0
 
     # --- requests -------------------------------------------------------------------------------
 
     def validate(self, request: GenerateRequest) -> None:
         """Raise ``RequestError`` for a request that this engine can never serve."""
-        params, num_prompt = request.params, len(request.prompt_token_ids)
-        num_tokens = self.loaded.tokenizer.num_tokens
-        if num_prompt == 0:
-            raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
-        for token_id in request.prompt_token_ids:
-            if not 0 <= token_id < num_tokens:
-                raise RequestError(
-                    f"the prompt holds id {token_id}; the model's tokens are 0 to {num_tokens - 1}",
-                    param="prompt",
-                )
-        check_token_ids(params, num_tokens)
-        wanted = num_prompt + (params.max_tokens or 1)
-        if wanted > self.max_model_len:
-            raise RequestError(
-                f"the context limit is {self.max_model_len} tokens; the prompt has {num_prompt} "
-                f"and {params.max_tokens or 'at least 1'} are to be generated: {wanted} in all",
-                param="max_tokens" if num_prompt < self.max_model_len else "prompt",
-                code="context_length_exceeded",
-            )
-        reason = self._scheduler.refusal(num_prompt, params)
+        check_request(
+            request,
+            num_tokens=self.loaded.tokenizer.num_tokens,
+            max_model_len=self.max_model_len,
+        )
+        together = max(1 + len(others) for _, others in beginnings(request))
+        num_prompt = len(request.prompt_token_ids)
+        reason = self._scheduler.refusal(num_prompt, request.params, together)
         if reason is not None:
             raise RequestError(reason, param="max_tokens", code="context_length_exceeded")
 
     def add(self, request: GenerateRequest) -> None:
-        """Queue a validated request under its id. Raises ``ValueError`` if that is in use."""
-        sequence = EngineSequence.from_request(
-            request, arrival=time.monotonic(), max_len=self.max_model_len
-        )
-        choice = Choice(request, sequence, self._context, self._seed(request, 0))
-        self._scheduler.add(sequence)
-        self._choices[sequence] = choice
-        self._totals["prompt_tokens"] += sequence.num_prompt_tokens
-        if request.params.prompt_logprobs is not None:
-            choice.prompt_logprobs.append(None)
+        """Queue a validated request under its id. Raises ``ValueError`` if that is in use.
+
+        Raises ``RequestError`` where a resumed choice's tokens cannot be this engine's output.
+        """
+        self._requests.add(request)
 
     def abort(self, request_id: str) -> None:
         """End a request; an unknown or ended one is left as it is. Told in the next step."""
-        for choice in [c for c in self._choices.values() if c.request.request_id == request_id]:
-            self._end(choice, FinishReason.ABORT)
+        self._requests.abort(request_id)
 
-    def abort_all(self) -> list[TokenChunk]:
-        """End every request; returns their last chunks."""
-        for choice in list(self._choices.values()):
-            self._end(choice, FinishReason.ABORT)
-        return self._take_pending()
+    def abort_all(self) -> StepOutput:
+        """End every request and every prefill; returns what that gave."""
+        self._requests.abort_all()
+        self._exports.abort_all()
+        return self._take_output()
 
-    def fail_all(self, reason: str, also: Sequence[GenerateRequest] = ()) -> list[TokenChunk]:
-        """Every open request's last chunks, and those of ``also``, not yet added: ``engine_dead``.
+    def fail_all(
+        self,
+        reason: str,
+        also: Sequence[GenerateRequest] = (),
+        also_prefills: Sequence[PrefillRequest] = (),
+    ) -> StepOutput:
+        """The ends of all that is open, and of what was not yet added: ``engine_dead``.
 
         For an engine that is broken: its blocks and queues are not touched again.
         """
         error = RequestError(f"the engine ended: {reason}", code="engine_dead")
-        for choice in self._choices.values():
-            choice.finish(FinishReason.ERROR, error=error)
-            self._collect(choice)
-        self._choices.clear()
-        for request in also:
-            self._pending += refused(request, error)
-        return self._take_pending()
+        self._requests.fail_all(error, also)
+        self._exports.fail_all(error, also_prefills)
+        self._imports.drop_all("engine_dead")
+        return self._take_output()
+
+    # --- KV of and for other engines ------------------------------------------------------------
+
+    @property
+    def remote_prefill(self) -> RemotePrefill | None:
+        """Whether another engine is to compute a prompt; ``None``: never.
+
+        Asked in this engine's thread when a request is first admitted.
+        """
+        return self._imports.remote_prefill
+
+    @remote_prefill.setter
+    def remote_prefill(self, decide: RemotePrefill | None) -> None:
+        self._imports.remote_prefill = decide
+
+    @property
+    def import_deadline_s(self) -> float:
+        """Seconds for all of a prompt's tickets to come; what is missing then is computed here."""
+        return self._imports.deadline_s
+
+    @import_deadline_s.setter
+    def import_deadline_s(self, seconds: float) -> None:
+        self._imports.deadline_s = seconds
+
+    def import_ticket(self, request_id: str, attempt: int, buffer: Buffer) -> None:
+        """Take a ticket of what was wanted, as it comes; a bad one raises nothing."""
+        self._imports.offer(request_id, attempt, buffer, time.monotonic())
+
+    def end_import(self, request_id: str, attempt: int, reason: str | None) -> None:
+        """No more tickets come: that was all (``None``), or the far side failed.
+
+        ``reason`` is then a stable word to count it under. What is missing is computed here.
+        """
+        self._imports.end(request_id, attempt, reason)
+
+    def add_prefill(self, request: PrefillRequest) -> None:
+        """Queue a prefill for another engine; whatever is wrong with it shows as its end.
+
+        Raises ``ValueError`` if its id and attempt are in use.
+        """
+        if self.is_prefilling(request.request_id, request.attempt):
+            raise ValueError(
+                f"attempt {request.attempt} of prefill {request.request_id} is in the engine"
+            )
+        try:
+            check_prefill(
+                request,
+                num_tokens=self.loaded.tokenizer.num_tokens,
+                max_model_len=self.max_model_len,
+                block_size=self.config.block_size,
+            )
+        except RequestError as error:
+            self._exports.refuse(request, error)
+        else:
+            self._exports.add(request)
+
+    def abort_prefill(self, request_id: str, attempt: int) -> None:
+        """End a prefill; an unknown or ended one is left as it is. Told in the next step."""
+        self._exports.abort(request_id, attempt)
 
     # --- the step -------------------------------------------------------------------------------
 
-    def step(self) -> list[TokenChunk]:
-        """Run one batch and return every chunk since the last step; empty when there is no work."""
+    def step(self) -> StepOutput:
+        """Run one batch and return all that came since the last step; empty without work.
+
+        Raises ``GroupLostError`` once a rank is gone; the engine computes no more.
+        """
+        self.executor.check()
         now = time.monotonic()
-        self._expire(now)
+        self._requests.expire(now)
+        self._exports.expire(now)
+        self._imports.expire(now)
         batch = self._scheduler.schedule(now)
-        groups, rows = self._rows(batch)
-        sound = tuple(item for item in batch.sequences if item.sequence in self._choices)
+        self._imports.drop(batch.preempted, "preempted")
+        groups, rows = self._requests.rows(batch.sequences)
+        sound = tuple(item for item in batch.sequences if self._holds(item.sequence))
         if sound:
-            self._totals["steps"] += 1
+            self._num_steps += 1
             result = self._runner.run(replace(batch, sequences=sound), rows)
             for sequence, error in result.errors.items():
-                self._fail(self._choices[sequence], error)
+                desk = self._exports if sequence in self._exports else self._requests
+                desk.fail(sequence, error)
             self._scheduler.commit(batch)
-            for sequence, (start, found) in result.prompt_logprobs.items():
-                # A slice, for a preempted prompt is computed again from an earlier place.
-                self._choices[sequence].prompt_logprobs[start:] = found
-            for sequence, tokens in result.sampled.items():
-                self._receive(sequence, groups[sequence], tokens)
-        return self._take_pending()
+            self._requests.receive(result, groups)
+            self._measure(sound, time.monotonic() - now)
+        self._exports.send()
+        return self._take_output()
 
-    def _rows(
-        self, batch: ScheduledBatch
-    ) -> tuple[dict[EngineSequence, list[Choice]], dict[EngineSequence, list[SamplingRow]]]:
-        """The choices that each sequence samples for, and how; ends a request that raises here."""
-        groups: dict[EngineSequence, list[Choice]] = {}
-        rows: dict[EngineSequence, list[SamplingRow]] = {}
-        for item in batch.sequences:
-            if not item.samples:
-                continue
-            try:
-                group = self._choices_to_sample(item.sequence)
-                rows[item.sequence] = [choice.row() for choice in group]
-            except Exception as error:
-                self._fail(self._choices[item.sequence], error)
-            else:
-                groups[item.sequence] = group
-        return groups, rows
+    def _holds(self, sequence: EngineSequence) -> bool:
+        return sequence in self._requests or sequence in self._exports
 
-    def _choices_to_sample(self, sequence: EngineSequence) -> list[Choice]:
-        """The sequence's own choice, and those that its request starts in this step."""
-        choice = self._choices[sequence]
-        return [choice] + [
-            choice.fork(sequence.fork(index), self._seed(choice.request, index))
-            for index in range(1, 1 + sequence.num_pending_choices)
-        ]
+    def _measure(self, ran: tuple[ScheduledSequence, ...], seconds: float) -> None:
+        """Note the rate of a step that was mostly prefill."""
+        total = sum(item.num_new_tokens for item in ran)
+        prefill = sum(item.num_new_tokens for item in ran if item.num_new_tokens > 1)
+        if 2 * prefill > total and seconds > 0:
+            self._prefill_rate.add(prefill, seconds, time.monotonic())
 
-    def _receive(
-        self,
-        sequence: EngineSequence,
-        group: list[Choice],
-        tokens: list[SampledToken | SamplingError],
-    ) -> None:
-        if len(group) > 1:
-            self._scheduler.fork(sequence, [choice.sequence for choice in group[1:]])
-            self._choices.update({choice.sequence: choice for choice in group[1:]})
-        for choice, token in zip(group, tokens, strict=True):
-            if isinstance(token, SamplingError):
-                self._fail(choice, token)
-                continue
-            try:
-                choice.take(token)
-            except Exception as error:
-                self._fail(choice, error)
-            else:
-                self._drain(choice)
+    def _take_output(self) -> StepOutput:
+        return StepOutput(self._requests.take(), *self._exports.take(), *self._imports.take())
 
-    # --- ends -----------------------------------------------------------------------------------
-
-    def _expire(self, now: float) -> None:
-        late = [c for s, c in self._choices.items() if s.deadline is not None and now > s.deadline]
-        for choice in late:
-            error = RequestError(
-                f"the deadline of {choice.request.deadline_s} s passed after "
-                f"{choice.usage().completion_tokens} tokens",
-                code="deadline_exceeded",
-            )
-            self._end(choice, FinishReason.ERROR, error)
-
-    def _fail(self, choice: Choice, error: Exception) -> None:
-        logger.error(
-            "request %s[%d] failed in a step",
-            choice.request.request_id,
-            choice.sequence.index,
-            exc_info=error,
-        )
-        told = RequestError(
-            f"the engine failed on this request: {type(error).__name__}", code="internal_error"
-        )
-        self._kv.forget(choice.sequence)  # whatever went wrong may be in its blocks
-        self._end(choice, FinishReason.ERROR, told)
-
-    def _end(self, choice: Choice, reason: FinishReason, error: RequestError | None = None) -> None:
-        choice.finish(reason, error=error)
-        self._drain(choice)
-
-    def _drain(self, choice: Choice) -> None:
-        """Collect what is new; the one place where an ended choice leaves the engine."""
-        if self._collect(choice):
-            self._scheduler.finish(choice.sequence)
-            del self._choices[choice.sequence]
-
-    def _collect(self, choice: Choice) -> bool:
-        """Hand on and count what is new; whether that was the choice's end."""
-        chunk = choice.drain()
-        if chunk is None:
-            return False
-        self._pending.append(chunk)
-        self._totals["generated_tokens"] += len(chunk.kinds)
-        self._totals["thinking_tokens"] += chunk.kinds.count(TokenKind.THOUGHT)
-        if chunk.finish_reason is None:
-            return False
-        self._finished[chunk.finish_reason.value] += 1
-        if chunk.thought_end is not None:
-            self._totals[f"thought_{chunk.thought_end.value}"] += 1
-        # Choices that were never forked end with the one they would have come from.
-        for index in range(1, 1 + choice.sequence.num_pending_choices):
-            self._pending.append(replace(chunk, index=index))
-        return True
-
-    def _take_pending(self) -> list[TokenChunk]:
-        pending, self._pending = self._pending, []
-        return pending
+    def close(self) -> None:
+        """End the ranks that the engine started; it computes no more."""
+        self.executor.close()
 
     # --- views ----------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._pending) or self._scheduler.has_work
+        """Whether a step would do anything; not while all there is waits for another engine."""
+        desks = (self._requests, self._exports, self._imports)
+        return self._scheduler.has_work or any(desk.has_news for desk in desks)
+
+    def next_deadline(self) -> float | None:
+        """The nearest deadline (``time.monotonic``) of anything open: a step is due then."""
+        desks = (self._requests, self._exports, self._imports)
+        found = [deadline for desk in desks if (deadline := desk.next_deadline()) is not None]
+        return min(found, default=None)
 
     def is_open(self, request_id: str) -> bool:
         """Whether a request of that id is queued or running."""
         return self._scheduler.holds(request_id)
 
+    def is_prefilling(self, request_id: str, attempt: int) -> bool:
+        """Whether that prefill for another engine is queued or running."""
+        return self._exports.is_open(request_id, attempt)
+
     @property
     def num_waiting(self) -> int:
-        """Requests in the queue."""
+        """Requests and prefills in the queue."""
         return self._scheduler.num_waiting
 
     def stats(self) -> EngineStats:
         """Sizes now and totals since start."""
+        totals = self._requests.totals
         return EngineStats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting,
@@ -293,47 +287,45 @@ class Engine:
             kv_blocks_cached=self._kv.num_cached_blocks,
             prefix_query_tokens=self._kv.prefix_query_tokens,
             prefix_hit_tokens=self._kv.prefix_hit_tokens,
-            prompt_tokens=self._totals["prompt_tokens"],
-            generated_tokens=self._totals["generated_tokens"],
-            thinking_tokens=self._totals["thinking_tokens"],
-            budget_ends=self._totals[f"thought_{ThoughtEnd.BUDGET.value}"],
-            loops_cut=self._totals[f"thought_{ThoughtEnd.LOOP.value}"],
+            prompt_tokens=totals["prompt_tokens"],
+            generated_tokens=totals["generated_tokens"],
+            thinking_tokens=totals["thinking_tokens"],
+            budget_ends=self._requests.num_thoughts_ended(ThoughtEnd.BUDGET),
+            loops_cut=self._requests.num_thoughts_ended(ThoughtEnd.LOOP),
             preemptions=self._scheduler.num_preemptions,
-            steps=self._totals["steps"],
-            requests_finished=dict(self._finished),
+            steps=self._num_steps,
+            requests_finished=dict(self._requests.finished),
+            queued_prefill_tokens=self._scheduler.num_queued_prefill_tokens,
+            prefill_tokens_per_s=self._prefill_rate.rate(time.monotonic()) or 0.0,
+            kv_imports_running=len(self._imports),
+            kv_exports_running=len(self._exports),
+            kv_imported_tokens=self._imports.num_tokens_received,
+            kv_exported_tokens=self._exports.num_tokens_sent,
+            kv_import_ends=dict(self._imports.ends),
+            kv_tickets_ignored=dict(self._imports.ignored),
         )
 
     def check_integrity(self) -> None:
         """Raise ``IntegrityError`` where the engine's books disagree with the scheduler's."""
         self._scheduler.check_integrity()
         live = {*self._scheduler.running, *self._scheduler.waiting}
-        if live != set(self._choices):
+        choices, prefills = self._requests.sequences, self._exports.sequences
+        if live != choices | prefills:
             raise IntegrityError(
-                f"{len(self._choices)} choices are open, {len(live)} sequences are scheduled"
+                f"{len(choices)} choices and {len(prefills)} prefills are open, "
+                f"{len(live)} sequences are scheduled"
             )
-
-    def _seed(self, request: GenerateRequest, index: int) -> int:
-        return choice_seed(
-            request.params.seed,
-            index,
-            engine_seed=self.config.seed,
-            request_id=request.request_id,
-        )
+        self._exports.check_integrity()
+        self._imports.check_integrity()
 
 
-def refused(request: GenerateRequest, error: RequestError) -> list[TokenChunk]:
-    """The only chunks of a request that was never queued: one for each choice."""
-    usage = Usage(len(request.prompt_token_ids), 0, 0, 0)
-    return [
-        TokenChunk(
-            request.request_id,
-            index,
-            first=0,
-            token_ids=(),
-            kinds=(),
-            usage=usage,
-            finish_reason=FinishReason.ERROR,
-            error=error,
-        )
-        for index in range(request.params.n)
-    ]
+def _kv_layout(loaded: LoadedModel, block_size: int) -> KVLayout:
+    shapes = loaded.model.config
+    return KVLayout(
+        fingerprint=loaded.fingerprint,
+        dtype=ticket_dtype(loaded.model.dtype),
+        num_layers=shapes.num_layers,
+        num_kv_heads=shapes.num_kv_heads,
+        head_dim=shapes.head_dim,
+        block_size=block_size,
+    )

@@ -15,8 +15,15 @@ from .model.qwen3 import Qwen3Model
 from .types import BlockId
 
 
+class GroupLostError(RuntimeError):
+    """A rank is dead or silent, so the whole group is gone; only a new engine helps."""
+
+
 class Executor(Protocol):
-    """A model with its KV cache. One thread calls it; every method is done when it returns."""
+    """A model with its KV cache. One thread calls it; every method is done when it returns.
+
+    Methods of an executor with several ranks raise ``GroupLostError`` once one of them is gone.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -41,6 +48,10 @@ class Executor(Protocol):
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
         """Overwrite whole KV blocks of the model from host memory, which is not kept."""
+        ...
+
+    def check(self) -> None:
+        """Raise ``GroupLostError`` if it can compute no more; may be called by any thread."""
         ...
 
     def close(self) -> None:
@@ -79,12 +90,14 @@ class LocalExecutor:
 
     def read_blocks(self, block_ids: Sequence[BlockId]) -> Tensor:
         """See ``Executor.read_blocks``."""
-        return self.cache.blocks_LN2KSD[:, list(block_ids)].cpu()
+        return self.cache.read_blocks(block_ids)
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
         """See ``Executor.write_blocks``."""
-        pool = self.cache.blocks_LN2KSD
-        pool[:, list(block_ids)] = blocks_Ln2KSD.to(pool.device)
+        self.cache.write_blocks(block_ids, blocks_Ln2KSD)
+
+    def check(self) -> None:
+        """It lives as long as its process."""
 
     def close(self) -> None:
         """Nothing was started."""

@@ -23,6 +23,7 @@ from .types import (
     QueueFullError,
     RequestError,
     SamplingParams,
+    StepOutput,
     TokenChunk,
     TokenLogprob,
     Usage,
@@ -332,8 +333,8 @@ class LLM:
         if abort:
             self._loop.abort(request_id)
 
-    def _deliver(self, chunks: list[TokenChunk]) -> None:
-        for chunk in chunks:
+    def _deliver(self, output: StepOutput) -> None:
+        for chunk in output.chunks:
             mailbox = self._mailboxes.get(chunk.request_id)
             if mailbox is not None:
                 mailbox(chunk)

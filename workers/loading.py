@@ -15,6 +15,7 @@ from .model.config import DTYPES, CheckpointError, GenerationDefaults, ModelConf
 from .model.fingerprint import model_fingerprint
 from .model.loader import weight_files
 from .model.qwen3 import Qwen3Model
+from .model.shard import WHOLE, ShardSpec
 from .model_source import resolve_model
 from .phases import PhaseTokens
 from .sampling.resolve import SamplingDefaults
@@ -36,8 +37,24 @@ class LoadedText:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadedPart:
+    """What one rank of an engine has in memory; in one process: the whole model."""
+
+    model: Qwen3Model
+    whole_layers: Qwen3Model | None
+    """The stage's layers unsplit, for steps that are split by tokens instead."""
+    fingerprint: bytes
+    limit: int
+    """Tokens of one sequence: the configured or the model's limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory, the size of its KV pool, and its text side."""
+    """A model in memory, the size of its KV pool, and its text side.
+
+    On a grid of ranks ``model`` is the part that this process computes; its ``config`` is of the
+    whole model, as everything else here.
+    """
 
     model: Qwen3Model
     text: LoadedText
@@ -76,50 +93,96 @@ def load_text(folder: Path) -> LoadedText:
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
-    """Load the checkpoint that ``config`` names and size its KV pool.
+    """Load the checkpoint that ``config`` names and size its KV pool, all in this process.
 
     Raises ``ModelSourceError``, ``CheckpointError`` or ``TextFilesError`` for a checkpoint that
     cannot be used, ``ValueError`` where the memory does not hold what was asked for.
     """
+    text = load_text_for(config)
+    part = load_part(config)
+    return with_pool(config, text, part, pool_blocks(config, part))
+
+
+def load_text_for(config: EngineConfig) -> LoadedText:
+    """The text side of a configuration's model, checked against the model's shapes."""
     folder = resolve_model(config.model)
     shapes = ModelConfig.from_folder(folder)
-    device = _device(config)
-    if device.type == "cpu":
-        torch.set_num_threads(config.num_threads or _threads(folder))
-    limit = _model_limit(config, shapes)
     text = load_text(folder)
     if text.tokenizer.num_tokens > shapes.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {text.tokenizer.num_tokens} tokens, "
             f"the model's vocabulary {shapes.vocab_size} rows; they are not of one checkpoint"
         )
+    return text
+
+
+def load_part(config: EngineConfig, shard: ShardSpec = WHOLE, *, ranks_here: int = 1) -> LoadedPart:
+    """Load one rank's part of the checkpoint; ``ranks_here`` ranks share this machine.
+
+    Sets the number of CPU threads of this process. Raises as ``load_model`` does.
+    """
+    folder = resolve_model(config.model)
+    limit = _model_limit(config, ModelConfig.from_folder(folder))
+    device = _device(config)
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads or _threads(folder, ranks_here))
     dtype = None if config.dtype == "auto" else DTYPES[config.dtype]
-    model = Qwen3Model.load(folder, dtype=dtype, device=device, max_positions=limit)
-    blocks_per_sequence = -(-limit // config.block_size)
-    num_blocks = num_kv_blocks(
-        bytes_per_block=KVCache.bytes_per_block(shapes, config.block_size, model.dtype),
-        told_bytes=config.kv_cache_bytes,
-        free=free_bytes(device),
-        share=config.kv_memory_share,
-        most_blocks=blocks_per_sequence * config.max_num_seqs,
+
+    def load(part: ShardSpec, with_head: bool = True) -> Qwen3Model:
+        return Qwen3Model.load(
+            folder, dtype=dtype, device=device, max_positions=limit, shard=part, with_head=with_head
+        )
+
+    by_tokens = config.parallel.sequence_from is not None
+    return LoadedPart(
+        model=load(shard),
+        whole_layers=load(shard.whole_layers, with_head=False) if by_tokens else None,
+        fingerprint=model_fingerprint(folder),
+        limit=limit,
     )
+
+
+def pool_blocks(config: EngineConfig, part: LoadedPart, *, ranks_here: int = 1) -> int:
+    """Blocks that a rank has memory for.
+
+    ``kv_cache_bytes`` is the size of the whole pool, over all ranks; where it is not told, every
+    rank takes its share of what is free on its machine. Raises ``ValueError`` where none fits.
+    """
+    model, told = part.model, config.kv_cache_bytes
+    shapes = model.config if told is not None else model.shard.local_config(model.config)
+    return num_kv_blocks(
+        bytes_per_block=KVCache.bytes_per_block(shapes, config.block_size, model.dtype),
+        told_bytes=told,
+        free=free_bytes(model.device) // (ranks_here if model.device.type == "cpu" else 1),
+        share=config.kv_memory_share,
+        most_blocks=-(-part.limit // config.block_size) * config.max_num_seqs,
+    )
+
+
+def with_pool(
+    config: EngineConfig, text: LoadedText, part: LoadedPart, num_blocks: int
+) -> LoadedModel:
+    """The loaded model with the size of its KV pool settled.
+
+    Raises ``ValueError`` where the pool does not hold a sequence of the length asked for.
+    """
     capacity = num_blocks * config.block_size
-    if config.max_model_len is not None and capacity < limit:
+    if config.max_model_len is not None and capacity < part.limit:
         raise ValueError(
-            f"max_model_len is {limit}, but the KV cache holds {capacity} tokens "
+            f"max_model_len is {part.limit}, but the KV cache holds {capacity} tokens "
             f"({num_blocks} blocks of {config.block_size}); raise kv_cache_bytes or lower "
             "max_model_len"
         )
-    generation = GenerationDefaults.from_folder(folder)
+    generation = GenerationDefaults.from_folder(text.folder)
     return LoadedModel(
-        model=model,
+        model=part.model,
         text=text,
         sampling_defaults=SamplingDefaults.from_generation(
             generation.temperature, generation.top_p, generation.top_k
         ),
-        fingerprint=model_fingerprint(folder),
+        fingerprint=part.fingerprint,
         num_blocks=num_blocks,
-        max_model_len=min(limit, capacity),
+        max_model_len=min(part.limit, capacity),
     )
 
 
@@ -131,10 +194,15 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _threads(folder: Path) -> int:
-    """Every core this process may use; one for a model so small that waking others costs more."""
+def _threads(folder: Path, ranks_here: int) -> int:
+    """This rank's share of the cores that the process may use.
+
+    One for a model so small that waking other threads costs more.
+    """
     num_bytes = sum(path.stat().st_size for path in weight_files(folder))
-    return 1 if num_bytes < _SMALL_MODEL_BYTES else len(os.sched_getaffinity(0))
+    if num_bytes < _SMALL_MODEL_BYTES:
+        return 1
+    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
 
 
 def _model_limit(config: EngineConfig, shapes: ModelConfig) -> int:

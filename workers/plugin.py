@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from .config import EngineConfig, FrozenConfig
+from .config import EngineConfig, FrozenConfig, ParallelConfig
 from .llm import LLM, Message, RequestOutput
 from .types import SamplingParams
 
@@ -24,6 +24,9 @@ PRECISIONS: dict[str, Literal["auto", "float32", "bfloat16", "float16"]] = {
     "fp16": "float16",
     "float16": "float16",
 }
+
+_LONG_PROMPT = 512
+"""Prompt tokens of a step from which sequence parallel ranks split it: chat turns stay below."""
 
 
 class PluginConfig(FrozenConfig):
@@ -40,8 +43,11 @@ class PluginConfig(FrozenConfig):
     precision: str = "auto"
     """``auto``, ``fp32``, ``bf16`` or ``fp16``."""
     tensor_parallel_size: int = Field(1, ge=1)
+    """Ranks that share every layer."""
     pipeline_parallel_size: int = Field(1, ge=1)
+    """Stages that the layers are split into."""
     sequence_parallel_size: int = Field(1, ge=1)
+    """Ranks that split a long prompt's tokens: the tensor ranks, or 1 for none."""
 
     @field_validator("precision")
     @classmethod
@@ -52,12 +58,14 @@ class PluginConfig(FrozenConfig):
             )
         return value
 
-    @field_validator("tensor_parallel_size", "pipeline_parallel_size", "sequence_parallel_size")
-    @classmethod
-    def _one_rank(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError(f"parallel groups are not built; the size is 1, got {value}")
-        return value
+    @model_validator(mode="after")
+    def _tensor_ranks_split_tokens(self) -> Self:
+        if self.sequence_parallel_size not in (1, self.tensor_parallel_size):
+            raise ValueError(
+                f"sequence_parallel_size is {self.sequence_parallel_size}; the tensor ranks split "
+                f"the tokens, so it is tensor_parallel_size ({self.tensor_parallel_size}) or 1"
+            )
+        return self
 
     def engine_config(self) -> EngineConfig:
         """The engine's view of this configuration."""
@@ -68,6 +76,11 @@ class PluginConfig(FrozenConfig):
             max_batched_tokens=max(1024, self.max_batch_size),
             kv_cache_bytes=self.kv_cache_bytes,
             max_model_len=self.max_model_len,
+            parallel=ParallelConfig(
+                tensor=self.tensor_parallel_size,
+                pipeline=self.pipeline_parallel_size,
+                sequence_from=_LONG_PROMPT if self.sequence_parallel_size > 1 else None,
+            ),
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import BatchBuilder, BatchInputs, ScheduledBatch, ScheduledSequence
-from .executor import Executor
+from .executor import Executor, GroupLostError
 from .sampling.logprobs import prompt_logprobs
 from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .sampling.sampler import Sampler
@@ -49,11 +49,16 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, rows: RowsBySequence) -> StepResult:
-        """Run one step; never raises for what a single sequence did."""
+        """Run one step; never raises for what a single sequence did.
+
+        Raises ``GroupLostError`` when there are no ranks left to compute on.
+        """
         if batch.block_copies:
             self.executor.copy_blocks(batch.block_copies)
         try:
             return self._run_together(batch.sequences, rows)
+        except GroupLostError:
+            raise
         except Exception as error:
             if len(batch.sequences) == 1:
                 return StepResult(errors={batch.sequences[0].sequence: error})
@@ -61,6 +66,8 @@ class ModelRunner:
         for scheduled in batch.sequences:
             try:
                 alone = self._run_together((scheduled,), rows)
+            except GroupLostError:
+                raise
             except Exception as error:
                 result.errors[scheduled.sequence] = error
             else:

@@ -4,7 +4,10 @@ A sequence's life here:
 1. ``add`` puts it in the queue, ordered by rank (see ``Rank``): the head is admitted first and
    nobody overtakes it, and every arrival after a bounded time ranks behind it, so none starves;
 2. it is admitted when the free blocks cover its worst case and a place in the batch is free;
-3. ``schedule`` gives it tokens each step: decode rows first, then the shortest remainders;
+3. what another engine computes of it (``await_remote``) is not scheduled here: it keeps its place
+   and its blocks while ``receive`` counts what came, until all is there or ``stop_awaiting``;
+   ``schedule`` gives every other one tokens each step: decode rows first, then the shortest
+   remainders;
 4. ``commit`` counts them as computed; after the prompt, ``fork`` adds the request's other choices;
 5. when a running sequence finds no free block, the last-ranked one is preempted: its blocks go, its
    tokens stay and are computed again after a new admission at its old rank. The first-ranked one is
@@ -76,6 +79,11 @@ def choose_victims(candidates: Items[T], enough: Callable[[Items[T]], bool]) -> 
     return victims
 
 
+def _compute_here(_: Sequence) -> int:
+    """Nothing is awaited from another engine."""
+    return 0
+
+
 class Scheduler:
     """Continuous batching over one ``KVManager``."""
 
@@ -87,6 +95,9 @@ class Scheduler:
         self._choices: dict[str, list[Sequence]] = {}  # live sequences by request
         self._num_slots_used = 0  # running sequences and the choices still to be forked from them
         self._next_ticket = 0
+        self.await_remote: Callable[[Sequence], int] = _compute_here
+        """Asked once a sequence, when it first has its blocks: how many of its leading tokens
+        another engine computes, 0 for none; at most all but the last."""
         self.num_preemptions = 0
         """Preemptions since start."""
 
@@ -100,12 +111,13 @@ class Scheduler:
         """
         preempted = self._preempt_for_priority()
         num_forced_out = self.num_preemptions
+        runnable = [s for s in self._running if not s.is_awaiting]
         shares = share_budget(
-            [s.num_uncomputed_tokens for s in self._running], self._config.max_batched_tokens
+            [s.num_uncomputed_tokens for s in runnable], self._config.max_batched_tokens
         )
         scheduled: list[tuple[Sequence, int]] = []
         copies: list[BlockCopy] = []
-        for sequence, tokens in zip(tuple(self._running), shares, strict=True):
+        for sequence, tokens in zip(runnable, shares, strict=True):
             if tokens == 0 or sequence.status is not SequenceStatus.RUNNING:
                 continue
             while (own_copies := self._kv.extend(sequence, tokens)) is None:
@@ -129,15 +141,28 @@ class Scheduler:
             if self._missing_slots(head) or not self._kv.admit(head, self._reservation(head)):
                 break
             self._start(self._waiting.pop(0), now)
-            tokens = min(head.num_uncomputed_tokens, budget)
+            if head.num_preemptions == 0:
+                head.num_awaited_tokens = self.await_remote(head)
+            if head.is_awaiting:
+                tokens = head.num_awaited_tokens - head.num_computed_tokens
+            else:
+                tokens = min(head.num_uncomputed_tokens, budget)
+                admitted.append((head, tokens))
+                budget -= tokens
             copies = self._kv.extend(head, tokens)
-            assert copies == [], "an admission's first chunk lies in its own reserved blocks"
-            admitted.append((head, tokens))
-            budget -= tokens
+            assert copies == [], "an admission's first tokens lie in its own reserved blocks"
         return admitted
 
     def _preempt_for_priority(self) -> list[Sequence]:
-        """Make room for the head of the queue at the cost of strictly worse base priorities.
+        """Make room for the head of the queue at the cost of strictly worse base priorities."""
+        victims = self._priority_victims()
+        for victim in victims:
+            victim.num_priority_preemptions += 1
+            self._preempt(victim)
+        return victims
+
+    def _priority_victims(self) -> list[Sequence]:
+        """Who makes room for the head of the queue.
 
         Worst rank first, nobody twice, nobody without need, and nobody at all where it would not
         be enough or where the others leave the head no token of this step.
@@ -161,12 +186,9 @@ class Scheduler:
             )
 
         victims = choose_victims(worse, enough)
-        others = set(self._running).difference(victims)
+        others = [s for s in self._running if s not in victims and not s.is_awaiting]
         if sum(s.num_uncomputed_tokens for s in others) >= self._config.max_batched_tokens:
             return []
-        for victim in victims:
-            victim.num_priority_preemptions += 1
-            self._preempt(victim)
         return victims
 
     def _reservation(self, sequence: Sequence) -> int:
@@ -182,42 +204,60 @@ class Scheduler:
 
     # --- arrivals and ends ----------------------------------------------------------------------
 
-    def refusal(self, prompt_len: int, params: SamplingParams) -> str | None:
-        """Why a request could never run in this engine, with the numbers; ``None`` if it can."""
-        if params.n > self._config.max_num_seqs:
+    def refusal(
+        self, prompt_len: int, params: SamplingParams, choices: int | None = None
+    ) -> str | None:
+        """Why a request could never run in this engine, with the numbers; ``None`` if it can.
+
+        ``choices`` share the prompt, by default all that ``params`` asks for.
+        """
+        output = 1 if params.max_tokens is None else params.max_tokens
+        return self._refusal(prompt_len, output, params.n if choices is None else choices)
+
+    def _refusal(self, prompt_len: int, output: int, n: int) -> str | None:
+        if n > self._config.max_num_seqs:
             return (
-                f"n is {params.n}; this engine runs at most {self._config.max_num_seqs} "
+                f"n is {n}; this engine runs at most {self._config.max_num_seqs} "
                 "sequences at a time"
             )
-        output = 1 if params.max_tokens is None else params.max_tokens
         size, have = self._kv.block_size, self._kv.num_blocks
-        need = worst_case_blocks(prompt_len, prompt_len + output, params.n, size)
+        need = worst_case_blocks(prompt_len, prompt_len + output, n, size)
         if need <= have:
             return None
-        choices = "" if params.n == 1 else f" for each of {params.n} choices"
+        choices = "" if n == 1 else f" for each of {n} choices"
         return (
             f"a prompt of {prompt_len} tokens with {output} output tokens{choices} needs {need} "
             f"KV blocks of {size} tokens; this engine has {have}"
         )
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a new sequence.
+    def add(self, *sequences: Sequence) -> None:
+        """Queue the new sequences of one request: one, or several where it is resumed.
 
-        Raises ``ValueError`` if it could outgrow an empty pool: refuse such requests first, and
+        Raises ``ValueError`` if one could outgrow an empty pool: refuse such requests first, and
         keep ``max_len`` within ``KVManager.capacity_tokens``.
         """
-        reason = self.refusal(sequence.num_prompt_tokens, sequence.params)
+        for sequence in sequences:
+            self._check_new(sequence)
+        for sequence in sequences:
+            self._choices.setdefault(sequence.request_id, []).append(sequence)
+            effective = sequence.priority + sequence.arrival / self._config.aging_seconds
+            sequence.rank = Rank(effective, sequence.arrival, self._next_ticket, sequence.index)
+            insort(self._waiting, sequence, key=_by_rank)
+        self._next_ticket += 1
+
+    def _check_new(self, sequence: Sequence) -> None:
+        output = sequence.params.max_tokens or 1
+        reason = self._refusal(
+            sequence.num_prompt_tokens,
+            output if sequence.room else 0,
+            1 + sequence.num_pending_choices,
+        )
         if reason is None and sequence.max_len > self._kv.capacity_tokens:
             reason = f"max_len is {sequence.max_len}; the KV cache holds {self._kv.capacity_tokens}"
         if reason is None and sequence.request_id in self._choices:
             reason = "a request of that id is in the engine"
         if reason is not None:
             raise ValueError(f"sequence {sequence.request_id}[{sequence.index}]: {reason}")
-        self._choices[sequence.request_id] = [sequence]
-        effective = sequence.priority + sequence.arrival / self._config.aging_seconds
-        sequence.rank = Rank(effective, sequence.arrival, self._next_ticket, sequence.index)
-        self._next_ticket += 1
-        insort(self._waiting, sequence, key=_by_rank)
 
     def fork(self, parent: Sequence, children: list[Sequence]) -> None:
         """Start the other choices of a request whose prompt is computed.
@@ -241,6 +281,16 @@ class Scheduler:
         for scheduled in batch.sequences:
             if scheduled.sequence.status is SequenceStatus.RUNNING:
                 self._kv.commit(scheduled.sequence, scheduled.num_new_tokens)
+
+    def receive(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count awaited tokens whose K and V another engine has computed and sent."""
+        assert sequence.status is SequenceStatus.RUNNING, "only a running sequence has blocks"
+        assert sequence.num_computed_tokens + num_tokens <= sequence.num_awaited_tokens
+        self._kv.commit(sequence, num_tokens)
+
+    def stop_awaiting(self, sequence: Sequence) -> None:
+        """From now on this engine computes what is missing."""
+        sequence.num_awaited_tokens = 0
 
     def finish(self, sequence: Sequence) -> None:
         """Free a sequence; nothing happens to one that has ended already."""
@@ -273,6 +323,7 @@ class Scheduler:
     def _stop(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._num_slots_used -= 1 + sequence.num_pending_choices
+        sequence.num_awaited_tokens = 0
         self._kv.free(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -309,9 +360,28 @@ class Scheduler:
         return request_id in self._choices
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self._running and not self._waiting
+
+    @property
     def has_work(self) -> bool:
-        """Whether anything runs or waits."""
-        return bool(self._running or self._waiting)
+        """Whether a step would get on: not while all that runs awaits another engine, and the head
+        of the queue waits for its room."""
+        if any(not s.is_awaiting for s in self._running):
+            return True
+        return bool(self._waiting) and (self._head_fits() or bool(self._priority_victims()))
+
+    @property
+    def num_queued_prefill_tokens(self) -> int:
+        """Tokens that this engine is to compute in prefill chunks; any thread may ask."""
+        waiting = sum(s.num_uncomputed_tokens for s in tuple(self._waiting))
+        running = (s.num_uncomputed_tokens for s in tuple(self._running) if not s.is_awaiting)
+        return waiting + sum(count for count in running if count > 1)
+
+    def _head_fits(self) -> bool:
+        head = self._waiting[0]
+        return not (self._missing_slots(head) or self._kv.shortfall(head, self._reservation(head)))
 
     def check_integrity(self) -> None:
         """Raise ``IntegrityError`` where the lists, the slots or the KV books disagree."""
@@ -326,6 +396,11 @@ class Scheduler:
                 raise IntegrityError(f"the {status.value} list is out of order")
         if any(s.block_table or s.num_computed_tokens for s in self._waiting):
             raise IntegrityError("a waiting sequence holds blocks")
+        if any(s.num_awaited_tokens for s in self._waiting):
+            raise IntegrityError("a waiting sequence awaits tokens of another engine")
+        size = self._kv.block_size
+        if any(s.num_awaited_tokens > len(s.block_table) * size for s in self._running):
+            raise IntegrityError("a sequence awaits more tokens than its blocks hold")
         live = {id(s) for choices in self._choices.values() for s in choices}
         if live != {id(s) for s in (*self._waiting, *self._running)}:
             raise IntegrityError("the sequences by request are not those that wait or run")
@@ -342,7 +417,9 @@ def _batch(
 ) -> ScheduledBatch:
     """Freeze a step, its decode rows in front."""
     rows = [
-        ScheduledSequence(s, s.num_computed_tokens, n, s.num_computed_tokens + n == s.num_tokens)
+        ScheduledSequence(
+            s, s.num_computed_tokens, n, s.num_computed_tokens + n == s.num_tokens and s.room > 0
+        )
         for s, n in scheduled
     ]
     rows.sort(key=lambda row: row.num_new_tokens > 1)

@@ -2,15 +2,23 @@
 
 Progress is two counters: ``num_computed_tokens`` have their K and V in the cache, ``num_tokens``
 are known. Their difference is what the next steps compute: a prompt, one sampled token, a forced
-text, or everything after a preemption. A sequence samples in the step that closes the gap.
+text, or everything after a preemption. A sequence samples in the step that closes the gap, if it
+has room for a token: one that is only computed for another engine has none.
+
+A third counter, ``num_awaited_tokens``, says up to where another engine computes: until so many
+tokens are there, the sequence keeps its blocks and waits.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from .types import BlockHash, BlockId, GenerateRequest, SamplingParams
+from .types import BlockHash, BlockId, GenerateRequest, PrefillRequest, Resumption, SamplingParams
+
+_FROM_THE_START = Resumption(0, ())
+_NOTHING_TO_SAMPLE = SamplingParams(max_tokens=1)
+"""Of a sequence that is only computed: its worst case is its own length."""
 
 
 class SequenceStatus(Enum):
@@ -56,6 +64,8 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache at the first admission."""
+    num_awaited_tokens: int = 0
+    """Leading tokens whose K and V another engine computes; 0 where this one computes them all."""
     num_pending_choices: int = 0
     """Choices to be forked from this one once its prompt is computed."""
     num_preemptions: int = 0
@@ -70,26 +80,59 @@ class Sequence:
     """Names of the leading full blocks, as far as they have been worked out."""
 
     @classmethod
-    def from_request(cls, request: GenerateRequest, *, arrival: float, max_len: int) -> Sequence:
-        """The first choice of a request that came at ``arrival`` (seconds).
+    def from_request(
+        cls,
+        request: GenerateRequest,
+        *,
+        arrival: float,
+        max_len: int,
+        start: Resumption = _FROM_THE_START,
+        num_pending_choices: int | None = None,
+    ) -> Sequence:
+        """A choice of a request that came at ``arrival`` (seconds), still without output.
 
-        ``max_len`` is the context limit in tokens; a named ``max_tokens`` lowers it.
+        ``max_len`` is the context limit in tokens; a named ``max_tokens`` lowers it. ``start``
+        names the choice; by default it is the first, from which all others are forked. A choice
+        that has told tokens elsewhere has told the prompt's log-probabilities with them.
         """
         num_prompt = len(request.prompt_token_ids)
         if num_prompt == 0:
             raise ValueError(f"request {request.request_id} has an empty prompt")
-        limit = request.params.max_tokens
+        params = request.params
+        if num_pending_choices is None:
+            num_pending_choices = params.n - 1
+        limit = params.max_tokens
+        told = bool(start.token_ids) and params.prompt_logprobs is not None
         return cls(
             request_id=request.request_id,
-            params=request.params,
+            params=replace(params, prompt_logprobs=None) if told else params,
             token_ids=list(request.prompt_token_ids),
             num_prompt_tokens=num_prompt,
             max_len=max_len if limit is None else min(max_len, num_prompt + limit),
+            index=start.index,
             priority=request.priority,
             arrival=arrival,
             deadline=None if request.deadline_s is None else arrival + request.deadline_s,
             cache_salt=request.cache_salt,
-            num_pending_choices=request.params.n - 1,
+            num_pending_choices=num_pending_choices,
+        )
+
+    @classmethod
+    def from_prefill(cls, request: PrefillRequest, name: str, *, arrival: float) -> Sequence:
+        """A sequence that is computed for another engine, under a name of its own, and ends there.
+
+        It has no room, so nothing is ever sampled for it.
+        """
+        return cls(
+            request_id=name,
+            params=_NOTHING_TO_SAMPLE,
+            token_ids=list(request.token_ids),
+            num_prompt_tokens=len(request.token_ids),
+            max_len=len(request.token_ids),
+            priority=request.priority,
+            arrival=arrival,
+            deadline=arrival + request.deadline_s,
+            cache_salt=request.cache_salt,
         )
 
     @property
@@ -111,6 +154,11 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens known but not in the KV cache."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether another engine is still to compute some of its tokens."""
+        return self.num_computed_tokens < self.num_awaited_tokens
 
     @property
     def room(self) -> int:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import Any, NewType
 
+import numpy as np
+from numpy.typing import NDArray
+
 TokenId = NewType("TokenId", int)
 BlockId = NewType("BlockId", int)
 BlockHash = NewType("BlockHash", bytes)
@@ -247,17 +250,26 @@ class GenerateRequest:
     deadline_s: float | None = None
     resume: tuple[Resumption, ...] = ()
 
+    @property
+    def choice_indices(self) -> tuple[int, ...]:
+        """The choices that run: those to go on with, or all of them."""
+        if self.resume:
+            return tuple(part.index for part in self.resume)
+        return tuple(range(self.params.n))
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillRequest:
     """Compute the KV of ``token_ids`` for another engine, which has the first ``start`` of them.
 
     ``start`` is a multiple of the block size. ``attempt`` tells a repeated request of the same id
-    from the one before. ``deadline_s`` counts from arrival at the engine.
+    from the one before, ``epoch`` (63 random bits) one life of the asking engine from the next.
+    ``deadline_s`` counts from arrival at the engine.
     """
 
     request_id: str
     attempt: int
+    epoch: int
     token_ids: tuple[int, ...]
     start: int
     cache_salt: str
@@ -318,9 +330,69 @@ class TokenChunk:
     error: RequestError | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class KVExportOut:
+    """One KV ticket on its way to the engine that asked for it: header and payload in one array."""
+
+    request_id: str
+    attempt: int
+    buffer: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillEnd:
+    """A prefill for another engine has ended: every ticket is out, or ``error`` says why not."""
+
+    request_id: str
+    attempt: int
+    error: RequestError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteQuery:
+    """What an engine knows when it asks whether another one should compute a prompt.
+
+    ``num_prompt_tokens`` are to be computed in all (a resumed request's replayed ones included),
+    ``num_cached_tokens`` of them are here already; ``num_queued_tokens`` of other requests are
+    known here and not yet computed.
+    """
+
+    request_id: str
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_queued_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class StepOutput:
+    """Everything that came out of an engine since the step before; false when nothing did."""
+
+    chunks: list[TokenChunk] = field(default_factory=list)
+    tickets: list[KVExportOut] = field(default_factory=list)
+    """What this engine computed for others, in order for each request."""
+    prefill_ends: list[PrefillEnd] = field(default_factory=list)
+    """Ends of prefills for others; behind a request's last ticket."""
+    wanted: list[PrefillRequest] = field(default_factory=list)
+    """What another engine is to compute for this one: its tickets are awaited from now on."""
+    unwanted: list[tuple[str, int]] = field(default_factory=list)
+    """Request id and attempt of what was wanted and is needed no longer: it ended here early."""
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.chunks or self.tickets or self.prefill_ends or self.wanted or self.unwanted
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Sizes now and totals since start; gauges are sizes of sets, totals only grow."""
+    """Sizes now and totals since start; gauges are sizes of sets, totals only grow.
+
+    ``prefill_tokens_per_s`` is a moving average over steps that are mostly prefill, 0 before the
+    first; ``queued_prefill_tokens`` are known and not computed, but for single tokens of running
+    sequences and for what another engine computes. ``kv_import_ends`` counts prefills by other
+    engines by how they ended (``done``: every token came), ``kv_tickets_ignored`` the tickets that
+    were passed over, by reason.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -337,3 +409,11 @@ class EngineStats:
     preemptions: int = 0
     steps: int = 0
     requests_finished: dict[str, int] = field(default_factory=dict)
+    queued_prefill_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
+    kv_imports_running: int = 0
+    kv_exports_running: int = 0
+    kv_imported_tokens: int = 0
+    kv_exported_tokens: int = 0
+    kv_import_ends: dict[str, int] = field(default_factory=dict)
+    kv_tickets_ignored: dict[str, int] = field(default_factory=dict)

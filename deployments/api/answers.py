@@ -10,8 +10,10 @@ from typing import Any, Protocol
 from starlette.responses import Response
 
 from ...workers.types import GenerateRequest, TokenChunk
-from .errors import json_response
+from ..wire import RouteHints
+from .errors import ApiError, json_response
 from .protocol import StreamOptions
+from .routes import Routed
 from .service import Service
 from .sse import DONE, event, started
 from .usage import UsageMeter
@@ -32,10 +34,14 @@ class Answer:
     """What is sent to the engine, and who reads what comes back.
 
     ``head`` holds the fields that every event and the whole answer begin with; ``choices`` are
-    keyed by request id and index, in the order in which they are sent.
+    keyed by request id and index, in the order in which they are sent. ``arrived`` is when the
+    client's request came, on the monotonic clock.
     """
 
     service: Service
+    routed: Routed
+    hints: RouteHints
+    arrived: float
     requests: Sequence[GenerateRequest]
     choices: Mapping[tuple[str, int], AnswerChoice]
     head: dict[str, Any]
@@ -49,21 +55,29 @@ class Answer:
                     usage.see(chunk)
                     self.choices[chunk.request_id, chunk.index].feed(chunk)
         choices = [choice.whole() for choice in self.choices.values()]
-        return json_response({**self.head, "choices": choices, "usage": usage.as_json()})
+        content = {**self.head, "choices": choices, "usage": usage.as_json()}
+        return json_response(content, headers=self.routed.headers)
 
     async def stream(self, options: StreamOptions) -> Response:
         """Answer with events from the first chunk on; an error before it is a plain answer."""
-        return await started(self._events(options), self.service.to_api_error)
+        events = self._events(options)
+        return await started(events, self.service.to_api_error, self.routed.headers)
 
     async def _chunks(self) -> AsyncGenerator[list[TokenChunk], None]:
-        service = self.service
-        timer = service.metrics.timer()
-        deadline_s = service.config.api.request_timeout_s
-        async with service.mux.open(self.requests, deadline_s=deadline_s) as generation:
-            async for chunks in generation:
-                for chunk in chunks:
-                    timer.see(chunk)
-                yield chunks
+        pool = self.routed.pool
+        timer = pool.metrics.timer(self.arrived)
+        deadline_s = self.service.config.api.request_timeout_s
+        opened = pool.mux.open(self.requests, deadline_s=deadline_s, hints=self.hints)
+        try:
+            async with opened as generation:
+                async for chunks in generation:
+                    for chunk in chunks:
+                        timer.see(chunk)
+                    yield chunks
+        except Exception as error:
+            if _is_ours(self.service.to_api_error(error)):
+                timer.fail()
+            raise
         timer.finish()
 
     async def _events(self, options: StreamOptions) -> AsyncGenerator[bytes, None]:
@@ -88,3 +102,8 @@ class Answer:
         elif options.include_usage:
             data["usage"] = None  # as OpenAI sends it in every chunk but the last
         return event(data)
+
+
+def _is_ours(error: ApiError) -> bool:
+    """Whether the service failed, and not the request or its reader."""
+    return error.status >= 500 and error.code != "slow_client"

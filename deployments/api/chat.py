@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.responses import Response
 
+from ...workers.text.messages import normalise_messages, soft_switch
 from ...workers.types import GenerateRequest, RequestError
+from ..routing.classifier import Route
+from ..routing.complexity import Complexity, measure, question_of
+from ..routing.directory import ServedModel
+from ..wire import RouteHints
 from .answers import Answer
 from .chat_choice import ChatChoice
 from .endpoint import Call
-from .protocol import ChatCompletionRequest, StreamOptions
-from .thinking import resolve_thinking
+from .protocol import ChatCompletionRequest, StreamOptions, ThinkingFields
+from .routes import Routed, decide, enter, fit_context, hints_for
+from .service import Service
+from .thinking import chat_wishes
 from .tool_schemas import tools_in_use
-from .validation import check_context, check_model_name, sampling_params
+from .validation import sampling_params
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """A chat request ready for the engine."""
+    """A chat request ready for the engines of its pool."""
 
     request: GenerateRequest
+    routed: Routed
+    hints: RouteHints
     has_tools: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Normalised messages with what the classifier reads of them."""
+
+    messages: Sequence[dict[str, Any]]
+    soft_switch: bool | None
+    complexity: Complexity
 
 
 async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
@@ -33,27 +53,61 @@ async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
 
 
 async def plan_chat(call: Call[ChatCompletionRequest]) -> ChatPlan:
-    """Check everything a request says and render its prompt. Raises ``RequestError``."""
+    """Check everything a request says, find its pool and render its prompt there.
+
+    Raises ``RequestError``, and ``ApiError`` where every pool of its route is full.
+    """
     body, service = call.body, call.service
-    check_model_name(body.model, service.model_name)
-    setting = resolve_thinking(body, service.config.thinking)
-    max_tokens = _max_tokens(body)
+    candidates = service.directory.candidates(body.model)
+    service.directory.refuse_if_full(candidates)
+    tools = tools_in_use(body)
+    conversation = await read_conversation(service, body.messages, tools, call.size)
+    route = route_conversation(service, candidates, body, conversation)
+    routed = enter(service, route, call.held)
+    model, max_tokens = routed.model, _max_tokens(body)
     params = sampling_params(
         body,
-        num_tokens=service.facts.num_tokens,
-        encode_word=service.text.encode_word,
+        num_tokens=model.num_tokens,
+        encode_word=model.text.encode_word,
         max_tokens=max_tokens,
         logprobs=body.top_logprobs if body.logprobs else None,
-        thinking_budget=setting.budget,
+        thinking_budget=route.budget,
         default_profile=service.config.thinking.sampling_profile,
     )
-    tools = tools_in_use(body)
-    prompt = await service.text.render(
-        body.messages, tools, enable_thinking=setting.enabled, size=call.size
+    prompt = await model.text.render(
+        conversation.messages, tools, enable_thinking=route.enable_thinking, size=call.size
     )
-    check_context(len(prompt), max_tokens, service.facts.max_model_len, "messages")
-    request = service.engine_request(call.id, prompt, params, body.priority, body.cache_salt)
-    return ChatPlan(request, has_tools=tools is not None)
+    fit_context(service, routed, [len(prompt)], max_tokens, "messages")
+    return ChatPlan(
+        service.engine_request(call.id, prompt, params, body.priority, body.cache_salt),
+        routed,
+        hints_for(service, call.headers, body, prompt),
+        has_tools=tools is not None,
+    )
+
+
+async def read_conversation(
+    service: Service, messages: Sequence[Any], tools: Sequence[Any] | None, size: int
+) -> Conversation:
+    """Normalise messages and look at them once. ``size`` is about their length in characters."""
+
+    def work() -> Conversation:
+        normal = normalise_messages(messages)
+        complexity = measure(question_of(normal, len(tools or ())))
+        return Conversation(normal, soft_switch(normal), complexity)
+
+    return await service.off_loop.run(work, size)
+
+
+def route_conversation(
+    service: Service,
+    candidates: Sequence[ServedModel],
+    body: ThinkingFields,
+    conversation: Conversation,
+) -> Route:
+    """The route of a conversation under the request's own settings."""
+    wishes = chat_wishes(body, service.config.thinking, conversation.soft_switch)
+    return decide(service, candidates, wishes, conversation.complexity)
 
 
 def _max_tokens(body: ChatCompletionRequest) -> int | None:
@@ -67,16 +121,19 @@ def _max_tokens(body: ChatCompletionRequest) -> int | None:
 
 
 def _answer(call: Call[ChatCompletionRequest], plan: ChatPlan) -> Answer:
-    request, service = plan.request, call.service
+    request, model = plan.request, plan.routed.model
     kind = "chat.completion.chunk" if call.body.stream else "chat.completion"
     return Answer(
-        service=service,
+        service=call.service,
+        routed=plan.routed,
+        hints=plan.hints,
+        arrived=call.arrived,
         requests=[request],
         choices={
             (request.request_id, index): ChatChoice(
                 index,
                 call.body,
-                service.text.tokenizer,
+                model.text.tokenizer,
                 request.params,
                 has_tools=plan.has_tools,
             )
@@ -86,6 +143,6 @@ def _answer(call: Call[ChatCompletionRequest], plan: ChatPlan) -> Answer:
             "id": f"chatcmpl-{call.id}",
             "object": kind,
             "created": call.created,
-            "model": service.model_name,
+            "model": model.name,
         },
     )

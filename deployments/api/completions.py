@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from starlette.responses import Response
 
 from ...workers.types import GenerateRequest, RequestError
+from ..routing.complexity import Question, measure
+from ..routing.directory import ServedModel
+from ..wire import RouteHints
 from .answers import Answer
 from .completion_choice import CompletionChoice
 from .endpoint import Call
 from .protocol import CompletionRequest, StreamOptions
-from .thinking import under_ceiling
-from .validation import check_context, check_model_name, check_prompt_ids, sampling_params
+from .routes import Routed, decide, enter, fit_context, hints_for
+from .thinking import raw_wishes
+from .validation import check_prompt_ids, sampling_params
 
 DEFAULT_MAX_TOKENS = 16  # what the OpenAI API does for completions
+CHARS_PER_TOKEN = 4  # of English text, roughly
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,8 @@ class CompletionPlan:
 
     prompts: list[Prompt]
     requests: list[GenerateRequest]
+    routed: Routed
+    hints: RouteHints
     prompt_only: bool
 
 
@@ -44,69 +51,88 @@ async def completions(call: Call[CompletionRequest]) -> Response:
 
 
 async def plan_completions(call: Call[CompletionRequest]) -> CompletionPlan:
-    """Check everything a request says and tokenise its prompts. Raises ``RequestError``."""
+    """Check everything a request says, find its pool and tokenise its prompts.
+
+    All prompts go to one pool. Raises ``RequestError``, and ``ApiError`` where every pool of the
+    route is full.
+    """
     body, service = call.body, call.service
-    check_model_name(body.model, service.model_name)
+    candidates = service.directory.candidates(body.model)
+    service.directory.refuse_if_full(candidates)
+    given = _given_prompts(call)
+    route = decide(service, candidates, raw_wishes(body), measure(_question(given)))
+    routed = enter(service, route, call.held)
+    model = routed.model
     asked = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     # Scoring a text: nothing is to be generated, only the prompt's probabilities are wanted.
     prompt_only = asked == 0 and body.echo
     max_tokens = 1 if prompt_only else asked
     params = sampling_params(
         body,
-        num_tokens=service.facts.num_tokens,
-        encode_word=service.text.encode_word,
+        num_tokens=model.num_tokens,
+        encode_word=model.text.encode_word,
         max_tokens=max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
-        thinking_budget=under_ceiling(body.thinking_token_budget, service.config.thinking),
+        thinking_budget=route.budget,
         default_profile=service.config.thinking.sampling_profile,
     )
-    prompts = await _prompts(call)
-    for prompt in prompts:
-        check_context(len(prompt.ids), max_tokens, service.facts.max_model_len, "prompt")
+    prompts = [await _prompt(model, prompt, echo=body.echo) for prompt in given]
+    lengths = [len(prompt.ids) for prompt in prompts]
+    fit_context(service, routed, lengths, max_tokens, "prompt")
     requests = [
         service.engine_request(
             f"{call.id}-{number}", prompt.ids, params, body.priority, body.cache_salt
         )
         for number, prompt in enumerate(prompts)
     ]
-    return CompletionPlan(prompts, requests, prompt_only)
+    hints = hints_for(service, call.headers, body, prompts[0].ids)
+    return CompletionPlan(prompts, requests, routed, hints, prompt_only)
 
 
-async def _prompts(call: Call[CompletionRequest]) -> list[Prompt]:
+def _given_prompts(call: Call[CompletionRequest]) -> list[str | list[int]]:
     given, limit = call.body.prompt, call.service.config.api.max_prompts
     many: Sequence[str | int | list[int]] = [given] if isinstance(given, str) else given
     if not many:
         raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
     ids = [item for item in many if isinstance(item, int)]
     if ids:
-        return [await _prompt(call, ids)]
+        return [ids]
     if len(many) > limit:
         raise RequestError(f"{len(many)} prompts; at most {limit} are taken", param="prompt")
-    return [await _prompt(call, item) for item in many if not isinstance(item, int)]
+    return [item for item in many if not isinstance(item, int)]
 
 
-async def _prompt(call: Call[CompletionRequest], given: str | list[int]) -> Prompt:
-    text, facts = call.service.text, call.service.facts
+def _question(given: Sequence[str | list[int]]) -> Question:
+    """What is measured of raw prompts: the longest text; ids only count by their number."""
+    texts = [prompt for prompt in given if isinstance(prompt, str)]
+    ids = max((len(prompt) for prompt in given if not isinstance(prompt, str)), default=0)
+    return Question(max(texts, key=len, default=""), context_chars=ids * CHARS_PER_TOKEN)
+
+
+async def _prompt(model: ServedModel, given: str | list[int], *, echo: bool) -> Prompt:
     if isinstance(given, str):
-        ids = await text.encode(given)
-        check_prompt_ids(ids, facts.num_tokens)
+        ids = await model.text.encode(given)
+        check_prompt_ids(ids, model.num_tokens)
         return Prompt(ids, given)
-    check_prompt_ids(given, facts.num_tokens)
-    shown = text.tokenizer.decode(given, skip_special=False) if call.body.echo else ""
+    check_prompt_ids(given, model.num_tokens)
+    shown = model.text.tokenizer.decode(given, skip_special=False) if echo else ""
     return Prompt(given, shown)
 
 
 def _answer(call: Call[CompletionRequest], plan: CompletionPlan) -> Answer:
-    body, service = call.body, call.service
+    body, model = call.body, plan.routed.model
     return Answer(
-        service=service,
+        service=call.service,
+        routed=plan.routed,
+        hints=plan.hints,
+        arrived=call.arrived,
         requests=plan.requests,
         choices={
             (request.request_id, index): CompletionChoice(
                 number * body.n + index,
                 body,
-                service.text.tokenizer,
+                model.text.tokenizer,
                 request,
                 echo=prompt.text if body.echo else None,
                 prompt_only=plan.prompt_only,
@@ -120,6 +146,6 @@ def _answer(call: Call[CompletionRequest], plan: CompletionPlan) -> Answer:
             "id": f"cmpl-{call.id}",
             "object": "text_completion",
             "created": call.created,
-            "model": service.model_name,
+            "model": model.name,
         },
     )

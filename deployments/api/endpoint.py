@@ -7,10 +7,12 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -28,14 +30,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[Body]):
-    """One validated request: ``size`` in bytes, ``id`` unique in every process,
-    ``created`` in Unix seconds."""
+    """One validated request: ``size`` in bytes, ``id`` unique in every process, ``created`` in
+    Unix seconds, ``arrived`` on the monotonic clock.
+
+    What is entered into ``held`` is left when the answer has been sent, however that ends.
+    """
 
     service: Service
     body: Body
+    headers: Headers
     size: int
     id: str
     created: int
+    arrived: float
+    held: ExitStack
 
 
 Handler = Callable[[Call[Body]], Awaitable[Response]]
@@ -52,8 +60,8 @@ class JsonEndpoint(Generic[Body]):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            with self._service.gate.admit():
-                response = await self._answer(request)
+            with self._service.gate.admit(), ExitStack() as held:
+                response = await self._answer(request, held)
                 await response(scope, receive, send)
         except ClientLeftError:
             self._service.metrics.clients_left.inc()
@@ -65,21 +73,32 @@ class JsonEndpoint(Generic[Body]):
             api_error = self._service.to_api_error(error)
             if api_error.status == 500:
                 logger.exception("request failed")
+            self._service.metrics.refusals.labels(api_error.code or str(api_error.status)).inc()
             await api_error.response()(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request, held: ExitStack) -> Response:
+        arrived = time.monotonic()
         require_json(request)
         raw = await read_body(request, self._service.config.api)
         body = await self._parse(raw)
         request_id = f"{request.headers.get('x-request-id', 'req')}-{uuid.uuid4().hex[:12]}"
-        call = Call(self._service, body, len(raw), request_id, int(time.time()))
+        call = Call(
+            service=self._service,
+            body=body,
+            headers=request.headers,
+            size=len(raw),
+            id=request_id,
+            created=int(time.time()),
+            arrived=arrived,
+            held=held,
+        )
         return await while_connected(request, self._handler(call))
 
     async def _parse(self, raw: bytes) -> Body:
         data: dict[str, Any] = (
             parse_object(raw)
             if len(raw) <= INLINE_BYTES
-            else await self._service.text.off_loop(lambda: parse_object(raw), len(raw))
+            else await self._service.off_loop.run(lambda: parse_object(raw), len(raw))
         )
         try:
             return self._model.model_validate(data)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..config import AUTO_MODEL
+from ..engine_metrics import EngineReading
+from ..pool_metrics import PoolReading
+from ..routing.directory import ServedModel
 from ..version import VERSION
 from .errors import ApiError, json_response
 from .service import Service
-from .validation import check_model_name
 
 
 class PlainEndpoints:
@@ -21,26 +26,40 @@ class PlainEndpoints:
         self._service = service
 
     async def list_models(self, request: Request) -> Response:
-        """``GET /v1/models``."""
-        return json_response({"object": "list", "data": [self._card()]})
+        """``GET /v1/models``: every model, and the name ``auto`` where it chooses between two."""
+        directory = self._service.directory
+        cards = [self._card((model,)) for model in directory.models.values()]
+        if directory.auto is not None:
+            cards.append(self._card(directory.auto))
+        return json_response({"object": "list", "data": cards})
 
     async def get_model(self, request: Request) -> Response:
         """``GET /v1/models/{id}``."""
-        check_model_name(request.path_params["model_id"], self._service.model_name)
-        return json_response(self._card())
+        found = self._service.directory.candidates(request.path_params["model_id"])
+        return json_response(self._card(found))
 
     async def health(self, request: Request) -> Response:
-        """``GET /health``: 200 after a real turn of the engine loop, else 503."""
-        try:
-            await self._service.transport.health(self._service.config.replicas.health_timeout_s)
-        except Exception as error:
+        """``GET /health``: 200 after a real turn of an engine loop of every pool, else 503."""
+        pools = self._service.directory.pools
+        limit = self._service.config.replicas.health_timeout_s
+        results = await asyncio.gather(
+            *(pool.transport.health(limit) for pool in pools), return_exceptions=True
+        )
+        silent = {
+            pool.name: type(result).__name__
+            for pool, result in zip(pools, results, strict=True)
+            if isinstance(result, BaseException)
+        }
+        if silent:
+            said = ", ".join(f"{name} ({error})" for name, error in silent.items())
             raise ApiError(
                 503,
-                f"the engine does not answer ({type(error).__name__})",
+                f"pools whose engines do not answer: {said}; "
+                f"the other {len(pools) - len(silent)} of {len(pools)} do",
                 code="engine_unavailable",
                 headers={"Retry-After": str(self._service.config.api.retry_after_s)},
-            ) from error
-        return json_response({"status": "ok"})
+            )
+        return json_response({"status": "ok", "pools": {pool.name: "ok" for pool in pools}})
 
     async def version(self, request: Request) -> Response:
         """``GET /version``."""
@@ -49,18 +68,49 @@ class PlainEndpoints:
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``."""
         service = self._service
-        service.metrics.in_flight.set(service.gate.inside)
-        service.metrics.unknown_chunks.set(service.mux.unknown_chunks)
-        text = service.metrics.render(await service.mux.stats())
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        metrics, pools = service.metrics, service.directory.pools
+        metrics.in_flight.set(service.gate.inside)
+        metrics.unknown_chunks.set(sum(pool.mux.unknown_chunks for pool in pools))
+        seen = [
+            PoolReading(
+                pool.name,
+                pool.gate.inside,
+                pool.gate.limit,
+                pool.mux.stale_chunks,
+                pool.mux.migrations,
+            )
+            for pool in pools
+        ]
+        found = await asyncio.gather(*(pool.mux.stats() for pool in pools))
+        readings = [
+            EngineReading(pool.model, pool.name, replica, stats)
+            for pool, replicas in zip(pools, found, strict=True)
+            for replica, stats in replicas.items()
+        ]
+        return Response(metrics.render(readings, seen), media_type=CONTENT_TYPE_LATEST)
 
-    def _card(self) -> dict[str, Any]:
-        return {
-            "id": self._service.model_name,
+    def _card(self, models: Sequence[ServedModel]) -> dict[str, Any]:
+        """One model; two: the name that chooses between them."""
+        pools = [pool for model in models for pool in model.pools]
+        card: dict[str, Any] = {
+            "id": models[0].name if len(models) == 1 else AUTO_MODEL,
             "object": "model",
             "created": self._service.created,
             "owned_by": "inference-pio",
-            "root": self._service.config.engine.model,
+            "root": models[0].root if len(models) == 1 else None,
             "parent": None,
-            "max_model_len": self._service.facts.max_model_len,
+            # Whichever of the two is chosen, a prompt of this length fits.
+            "max_model_len": min(model.max_model_len for model in models),
+            "modes": sorted({mode for pool in pools for mode in pool.config.modes}),
+            "pools": [
+                {
+                    "name": pool.name,
+                    "modes": list(pool.config.modes),
+                    "max_model_len": pool.facts.max_model_len,
+                }
+                for pool in pools
+            ],
         }
+        if len(models) > 1:
+            card["chooses_between"] = [model.name for model in models]
+        return card

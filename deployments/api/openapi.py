@@ -24,8 +24,8 @@ _POSTS: tuple[tuple[str, type[RequestModel], str], ...] = (
     ("/detokenize", DetokenizeRequest, "Token ids to text"),
 )
 _GETS = (
-    ("/v1/models", "The served model"),
-    ("/health", "Whether the engine loop turns"),
+    ("/v1/models", "The served models"),
+    ("/health", "Whether the engine loop of every pool turns"),
     ("/version", "The version of the service"),
 )
 _ERROR = {

@@ -37,15 +37,34 @@ class ResponseFormat(RequestModel):
         return data
 
 
-class ThinkingFields(RequestModel):
-    """The thinking mode and budget under every name clients use for them."""
+class BudgetFields(RequestModel):
+    """The thinking budget under every name clients use for it."""
 
-    enable_thinking: bool | None = None
-    reasoning_effort: Effort | None = None
     thinking_token_budget: int | None = Field(None, ge=0, lt=INT32)
     thinking_budget: int | None = Field(None, ge=0, lt=INT32)
     thinking_budget_tokens: int | None = Field(None, ge=0, lt=INT32)
-    include_reasoning: bool = True
+
+
+class ThinkingSwitch(RequestModel):
+    """Thinking on or off as Anthropic's clients say it."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: int | None = Field(None, ge=0, lt=INT32)
+
+    @model_validator(mode="after")
+    def _budget_of_something(self) -> ThinkingSwitch:
+        if self.type == "disabled" and self.budget_tokens is not None:
+            raise ValueError("budget_tokens goes with type 'enabled'")
+        return self
+
+
+class ThinkingFields(BudgetFields):
+    """The thinking mode and budget under every name clients use for them."""
+
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] = Field({})
+    reasoning_effort: Effort | None = None
+    thinking: ThinkingSwitch | None = None
 
 
 class SamplingFields(RequestModel):
@@ -76,6 +95,7 @@ class SamplingFields(RequestModel):
     response_format: ResponseFormat | None = None
     priority: int = Field(0, ge=-INT32, lt=INT32)
     cache_salt: str = Field("", max_length=256)
+    prompt_cache_key: str | None = Field(None, max_length=1024)
     best_of: int | None = None
 
     @field_validator("logit_bias")
@@ -102,7 +122,7 @@ class ChatCompletionRequest(SamplingFields, ThinkingFields):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool = True
-    chat_template_kwargs: dict[str, Any] = Field({})
+    include_reasoning: bool = True
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")
@@ -112,24 +132,21 @@ class ChatCompletionRequest(SamplingFields, ThinkingFields):
         return self
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(SamplingFields, BudgetFields):
     """The body of ``POST /v1/completions``."""
 
     prompt: Prompt
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
-    thinking_token_budget: int | None = Field(None, ge=0, lt=INT32)
 
 
-class TokenizeRequest(RequestModel):
-    """The body of ``POST /tokenize``: a prompt, or messages to render."""
+class TokenizeRequest(ThinkingFields):
+    """The body of ``POST /tokenize``: a prompt, or messages to render as for chat."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=4096)
     tools: list[dict[str, Any]] | None = None
-    enable_thinking: bool | None = None
-    chat_template_kwargs: dict[str, Any] = Field({})
     add_generation_prompt: bool = True
     return_token_strs: bool = False
 

@@ -9,29 +9,27 @@ from ...workers.types import GenerateRequest, RequestError, SamplingParams
 from ..config import ServiceConfig
 from ..limits import AdmissionGate
 from ..metrics import Metrics
-from ..stream_mux import EngineTransport, StreamMux
-from ..text_service import TextService
-from ..wire import ModelFacts
+from ..off_loop import OffLoop
+from ..routing.classifier import Policy
+from ..routing.directory import Directory
 from .errors import ApiError, from_request_error
 
 
 @dataclass(frozen=True)
 class Service:
-    """One ingress: configuration, text, engines, limits and counts."""
+    """One ingress: configuration, models and pools, limits and counts."""
 
     config: ServiceConfig
-    facts: ModelFacts
-    text: TextService
-    transport: EngineTransport
-    mux: StreamMux
+    directory: Directory
+    off_loop: OffLoop
     gate: AdmissionGate
     metrics: Metrics
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
-    def model_name(self) -> str:
-        """The public name of the served model."""
-        return self.config.model_name
+    def policy(self) -> Policy:
+        """What the classifier reads of the configuration."""
+        return Policy(self.config.thinking, self.config.routing)
 
     def engine_request(
         self, request_id: str, prompt: list[int], params: SamplingParams, priority: int, salt: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -60,8 +60,10 @@ class EventStream(Response):
         first: bytes,
         events: AsyncGenerator[bytes, None],
         to_error: Callable[[Exception], ApiError],
+        headers: Mapping[str, str],
     ) -> None:
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        own = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(headers={**own, **headers})
         del self.headers["content-length"]
         self._first = first
         self._events = events
@@ -84,7 +86,9 @@ class EventStream(Response):
 
 
 async def started(
-    events: AsyncGenerator[bytes, None], to_error: Callable[[Exception], ApiError]
+    events: AsyncGenerator[bytes, None],
+    to_error: Callable[[Exception], ApiError],
+    headers: Mapping[str, str],
 ) -> EventStream:
     """Wait for the first event, then answer 200; what is raised before it goes to the caller."""
     try:
@@ -92,7 +96,7 @@ async def started(
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events, to_error)
+    return EventStream(first, events, to_error, headers)
 
 
 def _body(piece: bytes) -> dict[str, Any]:

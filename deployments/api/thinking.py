@@ -1,53 +1,51 @@
-"""One thinking setting out of the many names clients use for it."""
+"""What a request wishes about thinking, out of the many names clients use for it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from ...workers.types import RequestError
 from ..config import ThinkingConfig
-from .protocol import ChatCompletionRequest
+from ..routing.classifier import Wishes
+from .protocol import BudgetFields, ThinkingFields
 
 _BUDGET_NAMES = ("thinking_token_budget", "thinking_budget", "thinking_budget_tokens")
+_SWITCH_BUDGET = "thinking.budget_tokens"
+_OFF_EFFORTS = ("none", "minimal")
 
 
-@dataclass(frozen=True, slots=True)
-class ThinkingSetting:
-    """``enabled`` goes to the chat template (``None``: its own default); ``budget`` in tokens."""
-
-    enabled: bool | None
-    budget: int | None
-
-
-def resolve_thinking(request: ChatCompletionRequest, config: ThinkingConfig) -> ThinkingSetting:
-    """Join the request's settings; the server's ceiling bounds every budget.
+def chat_wishes(
+    request: ThinkingFields, config: ThinkingConfig, soft_switch: bool | None
+) -> Wishes:
+    """Join the settings of a conversation's request with its last soft switch.
 
     A budget in numbers goes before one named by an effort. Raises ``RequestError`` where two
     settings contradict each other.
     """
     effort = request.reasoning_effort
-    by_effort = None if effort is None else effort not in ("none", "minimal")
+    by_effort = None if effort is None else effort not in _OFF_EFFORTS
     settings = {
         "enable_thinking": request.enable_thinking,
         "chat_template_kwargs": template_switch(request.chat_template_kwargs),
         "reasoning_effort": by_effort,
+        "thinking": None if request.thinking is None else request.thinking.type == "enabled",
     }
     given = {name: value for name, value in settings.items() if value is not None}
     if len(set(given.values())) > 1:
         sides = ", ".join(f"{name} says {'on' if v else 'off'}" for name, v in given.items())
         raise RequestError(f"thinking is both on and off: {sides}", param=next(iter(given)))
-    default = None if config.default == "auto" else config.default
-    enabled = next(iter(given.values()), default)
-    budget = _budget(request)
+    enabled_by, enabled = next(iter(given.items()), ("", None))
+    switched = {} if request.thinking is None else {_SWITCH_BUDGET: request.thinking.budget_tokens}
+    budget_by, budget = _budget(request, switched)
     if budget is None and by_effort and effort is not None:
-        budget = int(getattr(config.effort, effort))
-    return ThinkingSetting(enabled, under_ceiling(budget, config))
+        budget_by, budget = "reasoning_effort", int(getattr(config.effort, effort))
+    return Wishes(enabled, enabled_by, budget, budget_by, soft_switch)
 
 
-def under_ceiling(budget: int | None, config: ThinkingConfig) -> int | None:
-    """The smaller of the wish and the server's ceiling, where either exists."""
-    return min((b for b in (budget, config.max_budget) if b is not None), default=None)
+def raw_wishes(request: BudgetFields) -> Wishes:
+    """What a request with raw prompts wishes: its budget alone says anything."""
+    budget_by, budget = _budget(request, {})
+    return Wishes(budget=budget, budget_by=budget_by, raw=True)
 
 
 def template_switch(kwargs: dict[str, Any]) -> bool | None:
@@ -67,11 +65,11 @@ def template_switch(kwargs: dict[str, Any]) -> bool | None:
     return value
 
 
-def _budget(request: ChatCompletionRequest) -> int | None:
-    given = {name: getattr(request, name) for name in _BUDGET_NAMES}
-    given = {name: value for name, value in given.items() if value is not None}
+def _budget(request: BudgetFields, more: dict[str, int | None]) -> tuple[str, int | None]:
+    named = {name: getattr(request, name) for name in _BUDGET_NAMES} | more
+    given = {name: value for name, value in named.items() if value is not None}
     if len(set(given.values())) > 1:
         raise RequestError(
             f"{' and '.join(given)} are one setting and differ", param=next(iter(given))
         )
-    return next(iter(given.values()), None)
+    return next(iter(given.items()), ("", None))

@@ -17,16 +17,6 @@ from .protocol import SamplingFields
 EncodeWord = Callable[[str], Sequence[int]]
 
 
-def check_model_name(requested: str | None, served: str) -> None:
-    """Raise ``RequestError`` (404) unless the request means the model that is served."""
-    if requested is not None and requested != served:
-        raise RequestError(
-            f"the model {requested[:128]!r} does not exist; served is {served!r}",
-            param="model",
-            code="model_not_found",
-        )
-
-
 def sampling_params(
     request: SamplingFields,
     *,

@@ -175,6 +175,29 @@ def make_checkpoint_command(
     run_make_checkpoint(shape.value, out, tokenizer, seed)
 
 
+@app.command(
+    "check",
+    epilog=_examples(
+        "inference-pio check cluster_configs/disaggregated.yaml",
+        "inference-pio check cluster_configs/ray-up-aws.yaml --svg cluster.svg",
+    ),
+)
+def check_command(
+    file: Annotated[
+        Path, typer.Argument(help="A Serve application, ray up or KubeRay file.", metavar="FILE")
+    ],
+    svg: Annotated[Path | None, typer.Option(help="Draw the topology there.")] = None,
+) -> None:
+    """Say what a deployment file asks for, what each node must hold, and what cannot work.
+
+    Exit status 1 where something cannot.
+    """
+    from .check import run_check
+
+    if status := run_check(file, svg):
+        raise typer.Exit(status)
+
+
 @app.command("demo", epilog=_examples("inference-pio demo", "inference-pio demo --exit"))
 def demo_command(
     exit_after: Annotated[

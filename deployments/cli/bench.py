@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 bench_app = typer.Typer(
-    help="Measure speed, serving and accuracy, each in rounds with their spread.",
+    help="Measure speed, serving, handoff and accuracy, each in rounds with their spread.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -110,6 +110,59 @@ def accuracy(
     from .bench_runs import run_accuracy
 
     run_accuracy(count, temperature, seed, dtype, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench handoff ./random-0.6b "
+    "--json handoff.json --picture handoff.png"
+)
+def handoff(
+    model: Model = "embedded",
+    dtype: DTypeOption = "auto",
+    lengths: Annotated[
+        str, typer.Option(help="Prompt lengths in tokens.")
+    ] = "64,128,256,512,1024,2048",
+    chunk: Annotated[int, typer.Option(min=64, help="Tokens of a prefill step.")] = 256,
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads of each of the two engines.")
+    ] = 1,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """Handing KV from a prefill engine to a decode engine through Ray's object store.
+
+    Rates of export, transfer and import beside the memory copy; time to first token of remote and
+    local prefill by prompt length, with the decode engine idle and busy.
+    """
+    from .bench_handoff import run_handoff
+
+    try:
+        tokens = [int(length) for length in lengths.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            "numbers with commas between them", param_hint="--lengths"
+        ) from None
+    run_handoff(model, dtype, tokens, chunk, threads, rounds, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench parallel ./random-4b --tensor 2 "
+    "--json parallel.json"
+)
+def parallel(
+    model: Model = "embedded",
+    dtype: DTypeOption = "auto",
+    tensor: Annotated[int, typer.Option(min=1, help="Ranks that share every layer.")] = 2,
+    pipeline: Annotated[int, typer.Option(min=1, help="Stages of layers.")] = 1,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """What telling the ranks of a replica each step costs, and its share of the step."""
+    from .bench_parallel import run_parallel
+
+    run_parallel(model, dtype, tensor, pipeline, rounds, json_file, picture)
 
 
 @bench_app.command(

@@ -50,7 +50,7 @@ def run_speed(
     from ...benchmarks.speed import DECODE, PREFILL, System, measure, rows, shapes_of
     from ...benchmarks.systems import KV_BYTES, OwnEngine, TransformersGenerate
 
-    _check(picture)
+    check_picture(picture)
     config = EngineConfig.model_validate(
         {
             "model": model,
@@ -75,7 +75,7 @@ def run_speed(
         shapes = shapes_of(loaded.text.folder, loaded.model.dtype)
         probe = FloorProbe(loaded.model.device, loaded.model.dtype)
         found = measure(systems, shapes, probe, cases, rounds, say)
-    _publish(rows(found, systems, _command()), json_file, picture)
+    publish(rows(found, systems, typed_command()), json_file, picture)
 
 
 def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None) -> None:
@@ -83,7 +83,7 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
     from ...benchmarks import serving
     from ...workers.engine import Engine
 
-    _check(picture)
+    check_picture(picture)
     streams = wishes.streams or DEFAULT_STREAMS
     if wishes.rate is not None and (wishes.streams is not None or wishes.offline):
         raise CommandError("--rate is an open loop; --streams and --offline are a closed one")
@@ -109,10 +109,10 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
                     waves.append(wave)
                     alone.append(own)
     case = f"{wishes.rate:g} requests/s" if wishes.rate is not None else f"{streams} streams"
-    found = serving.latency_rows(waves, precision, case, _command())
+    found = serving.latency_rows(waves, precision, case, typed_command())
     if wishes.offline:
-        found += serving.offline_rows(alone, waves, precision, case, _command())
-    _publish(found, json_file, picture)
+        found += serving.offline_rows(alone, waves, precision, case, typed_command())
+    publish(found, json_file, picture)
 
 
 def run_accuracy(
@@ -128,14 +128,14 @@ def run_accuracy(
     from ...workers.llm import LLM
     from ...workers.types import SamplingParams
 
-    _check(picture)
+    check_picture(picture)
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=512)
     with progress() as say:
         say("loading the embedded model")
         with LLM("embedded", dtype=dtype) as llm:
             precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
             scores = accuracy.score_all(llm, count, seed, params, say)
-    _publish(accuracy.rows(scores, precision, _command()), json_file, picture)
+    publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
 
 
 @contextmanager
@@ -163,12 +163,14 @@ def _server(wishes: ServeWishes) -> Iterator[tuple[str, str, EngineConfig]]:
         yield server.address, application.config.model_name, application.config.engine
 
 
-def _check(picture: Path | None) -> None:
+def check_picture(picture: Path | None) -> None:
+    """Raise ``ValueError`` for a picture that could not be drawn in the end."""
     if picture is not None:
         require_picture_path(picture)
 
 
-def _publish(rows: Sequence[Row], json_file: Path | None, picture: Path | None) -> None:
+def publish(rows: Sequence[Row], json_file: Path | None, picture: Path | None) -> None:
+    """Print the rows, and write the report and the picture that were asked for."""
     _show(rows)
     report = Report(describe_machine(), tuple(rows))
     if json_file is not None:
@@ -195,7 +197,7 @@ def _show(rows: Sequence[Row]) -> None:
     wide.print(table)
 
 
-def _command() -> str:
+def typed_command() -> str:
     """What was typed, without the folders of this machine."""
     words = [
         Path(word).name if word.startswith(("/", "~", "./", "../")) else word

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import httpx
 import pytest
 import yaml
 
-from inference_pio.deployments.config import ServiceConfig, load_config
+from inference_pio.deployments.config import load_config
 from inference_pio.deployments.engine_service import EngineService
 from inference_pio.deployments.ingress import create_app
+from inference_pio.workers.config import EngineConfig
 from inference_pio.workers.engine import Engine
 from inference_pio.workers.model_source import resolve_model
 
@@ -27,13 +28,18 @@ ENGINE = {"model": "embedded", "block_size": 16, "kv_cache_bytes": 32 * 2**20, "
 START_S = 180.0
 
 InProcess = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, EngineService]]]
+InProcessPools = Callable[
+    ..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, dict[str, EngineService]]]
+]
 
 
 @asynccontextmanager
-async def running_engine(config: ServiceConfig) -> AsyncIterator[EngineService]:
+async def running_engine(
+    config: EngineConfig, replica_id: str = "replica"
+) -> AsyncIterator[EngineService]:
     """A real engine in its own thread, without Ray; ends with an empty and sound state."""
-    engine = Engine(config.engine)
-    service = EngineService(engine, "replica", str(resolve_model(config.engine.model)))
+    engine = Engine(config)
+    service = EngineService(engine, replica_id, str(resolve_model(config.model)))
     service.start()
     try:
         yield service
@@ -48,20 +54,40 @@ async def running_engine(config: ServiceConfig) -> AsyncIterator[EngineService]:
 
 
 @asynccontextmanager
-async def running_app(**sections: Any) -> AsyncIterator[tuple[httpx.AsyncClient, EngineService]]:
-    """The real ASGI application on a real engine in this process."""
+async def running_pools(
+    **sections: Any,
+) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, EngineService]]]:
+    """The real ASGI application on a real engine for each pool, in this process."""
     config = load_config({"engine": ENGINE, **sections})
-    async with running_engine(config) as service:
-        app = await create_app(config, service)
-        transport = httpx.ASGITransport(app)
+    async with AsyncExitStack() as engines:
+        services = {
+            pool.name: await engines.enter_async_context(
+                running_engine(config.engine_of(pool), f"replica-of-{pool.name}")
+            )
+            for pool in config.serving_pools
+        }
+        transport = httpx.ASGITransport(await create_app(config, services))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client, service
+            yield client, services
+
+
+@asynccontextmanager
+async def running_app(**sections: Any) -> AsyncIterator[tuple[httpx.AsyncClient, EngineService]]:
+    """The same with the one pool of the default configuration."""
+    async with running_pools(**sections) as (client, services):
+        yield client, services["engine"]
 
 
 @pytest.fixture
 def in_process() -> InProcess:
     """Starts the application without Ray: ``async with in_process(api={...}) as (client, _)``."""
     return running_app
+
+
+@pytest.fixture
+def in_process_pools() -> InProcessPools:
+    """The same with several pools: ``async with in_process_pools(pools=[...]) as (client, _)``."""
+    return running_pools
 
 
 def _free_port() -> int:

@@ -4,8 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from inference_pio.deployments.application_file import Wishes, load_application, put_wishes
+from inference_pio.deployments.application_file import (
+    DEFAULT_FILE,
+    Wishes,
+    load_application,
+    put_wishes,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -56,6 +62,80 @@ def test_put_wishes_leaves_its_input_alone() -> None:
     arguments = {"engine": {"model": "a"}}
     assert put_wishes(arguments, Wishes(model="b"))["engine"]["model"] == "b"
     assert arguments == {"engine": {"model": "a"}}
+
+
+POOLS = """
+applications:
+  - name: a
+    import_path: inference_pio.deployments.app:build
+    args:
+      engine: {max_model_len: 16384, dtype: bfloat16}
+      pools:
+        - {name: small, model: one/small, modes: [thinking], engine: {dtype: float32}}
+        - {name: large, model: one/large, served_model_name: big, engine: {max_model_len: 64}}
+"""
+
+
+def test_a_model_goes_into_every_pool_and_public_names_stay(tmp_path: Path) -> None:
+    config = load_application(write(tmp_path, POOLS), Wishes(model="embedded")).config
+    assert {config.engine_of(pool).model for pool in config.pools} == {"embedded"}
+    assert [config.model_name_of(pool) for pool in config.pools] == ["one/small", "big"]
+
+
+def test_a_model_takes_the_place_of_one_other_with_its_name(tmp_path: Path) -> None:
+    text = POOLS.replace("one/large, served_model_name: big", "one/small")
+    config = load_application(write(tmp_path, text), Wishes(model="embedded")).config
+    assert {config.model_name_of(pool) for pool in config.pools} == {"embedded"}
+
+
+def test_lengths_meant_for_a_larger_model_are_lowered_to_its_own(tmp_path: Path) -> None:
+    config = load_application(write(tmp_path, POOLS), Wishes(model="embedded")).config
+    assert [config.engine_of(pool).max_model_len for pool in config.pools] == [4096, 64]
+
+
+def test_a_dtype_goes_into_every_pool(tmp_path: Path) -> None:
+    wishes = Wishes(model="embedded", dtype="float16")
+    config = load_application(write(tmp_path, POOLS), wishes).config
+    assert {config.engine_of(pool).dtype for pool in config.pools} == {"float16"}
+
+
+def test_folders_of_pools_become_absolute_and_keep_their_typed_names(
+    tmp_path: Path, embedded_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(embedded_dir, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    text = MINIMAL + "      pools: [{name: a, model: mine}, {name: b, modes: [thinking]}]\n"
+    application = load_application(write(tmp_path, text), Wishes())
+    own, common = application.config.pools
+    assert application.config.engine_of(own).model == str((tmp_path / "mine").resolve())
+    assert application.config.model_name_of(own) == "mine"
+    assert application.config.engine_of(common).model == "embedded"
+    assert application.config.model_name_of(common) == "embedded"
+
+
+def test_a_folder_that_no_pool_uses_need_not_exist(tmp_path: Path) -> None:
+    text = MINIMAL.replace("{max_num_seqs: 4}", "{model: absent/model}")
+    text += "      pools: [{name: a, model: embedded}]\n"
+    config = load_application(write(tmp_path, text), Wishes()).config
+    assert config.model_name == "embedded"
+
+
+@pytest.mark.parametrize("name", ["disaggregated", "full", "local", "qwen3-4b-tp2-pp2"])
+def test_every_topology_of_ours_runs_on_the_embedded_model(name: str) -> None:
+    file = DEFAULT_FILE.with_name(f"{name}.yaml")
+    config = load_application(file, Wishes(model="embedded", dtype="auto")).config
+    assert {config.engine_of(pool).model for pool in config.pools} == {"embedded"}
+    assert len(config.pools) == len(
+        yaml.safe_load(file.read_text())["applications"][0]["args"].get("pools", [None])
+    )
+
+
+@pytest.mark.parametrize("name", ["disaggregated", "full", "local", "qwen3-4b-tp2-pp2"])
+def test_serve_itself_accepts_the_same_file(name: str) -> None:
+    document = yaml.safe_load(DEFAULT_FILE.with_name(f"{name}.yaml").read_text())
+    assert set(document) == {"applications", "http_options"}
+    # What Serve listens on where `inference-pio serve` does not decide it is written down.
+    assert set(document["http_options"]) == {"host", "port"}
 
 
 def test_an_empty_section_takes_a_wish() -> None:

@@ -36,12 +36,57 @@ def test_no_arguments_are_a_working_configuration() -> None:
         ({"http": {"port": 70000}}, "http.port"),
         ({"replicas": {"ingress_replicas": 2}}, "ingress_replicas"),
         ({"api": {"max_prompts": 100}, "engine": {"max_waiting": 10}}, "max_waiting"),
+        ({"pools": [{"name": "a"}, {"name": "a"}]}, "two pools are named 'a'"),
+        ({"pools": [{"name": "A"}]}, "pools.0.name"),
+        ({"pools": [{"modes": []}]}, "serves no mode"),
+        ({"pools": [{"modes": ["quick"]}]}, "modes"),
+        ({"pools": [{"role": "decode"}]}, "prefill.pool"),
+        ({"pools": [{"role": "prefill"}]}, "nobody would answer"),
+        ({"pools": [{"role": "decode", "prefill": {"pool": "p"}}]}, "prefill pools are: none"),
+        (
+            {
+                "pools": [
+                    {"name": "a"},
+                    {"name": "b", "model": "x", "served_model_name": "embedded"},
+                ]
+            },
+            "'x' as 'embedded'",
+        ),
+        ({"routing": {"auto_models": ["embedded", "big"]}}, "names 'big'"),
+        (
+            {"served_model_name": "auto", "routing": {"auto_models": ["auto", "auto"]}},
+            "a model is named 'auto'",
+        ),
+        ({"routing": {"session_header": "X Session"}}, "session_header"),
+        ({"thinking": {"default": "auto"}}, "no pool serves the mode auto"),
+        ({"thinking": {"effort": {"low": 9000}}}, "low (9000)"),
     ],
 )
 def test_what_is_wrong_is_named(args: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match="configuration is wrong") as caught:
         load_config(args)
     assert said in str(caught.value)
+
+
+def test_pools_share_the_engine_but_for_what_they_say() -> None:
+    config = load_config(
+        {
+            "engine": {"block_size": 16},
+            "served_model_name": "one",
+            "pools": [
+                {"name": "a", "engine": {"seed": 3}},
+                {"name": "b", "model": "/m/two"},
+                {"name": "c", "model": "/m/two", "served_model_name": "three"},
+            ],
+        }
+    )
+    engines = [config.engine_of(pool) for pool in config.pools]
+    assert [engine.block_size for engine in engines] == [16, 16, 16]
+    assert [engine.seed for engine in engines] == [3, 0, 0]
+    assert [engine.model for engine in engines] == ["embedded", "/m/two", "/m/two"]
+    names = [config.model_name_of(pool) for pool in config.pools]
+    assert names == ["one", "/m/two", "three"]
+    assert config.model_name == "one"
 
 
 def test_the_configuration_cannot_be_changed() -> None:

@@ -34,7 +34,7 @@ async def served(**api: Any) -> AsyncIterator[tuple[str, EngineService]]:
     service = EngineService(engine, "replica", str(resolve_model("embedded")))
     service.start()
     listener = socket.create_server(("127.0.0.1", 0))
-    app = await create_app(config, service)
+    app = await create_app(config, {"engine": service})
     server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:

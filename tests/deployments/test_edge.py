@@ -80,3 +80,10 @@ def test_around_a_server_that_echoes_the_id_there_is_one_id() -> None:
     answer = ask(outer.cls(Echo(app()), *outer.args, **outer.kwargs), {"x-request-id": "a/b"})
     (only,) = answer.headers.get_list("x-request-id")
     assert only == answer.json()["x-request-id"]
+
+
+def test_a_session_passes_under_another_name_however_often_the_layer_is_there() -> None:
+    twice = EdgeMiddleware(app())
+    headers = ask(twice, {"x-session-id": "abc"}).json()
+    assert headers["x-inference-pio-session"] == "abc"
+    assert "x-session-id" not in headers

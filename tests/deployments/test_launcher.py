@@ -3,8 +3,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from inference_pio.deployments.launcher import failure_reason, private_places, serve_settings
+from inference_pio.deployments import kv_source, kv_transport
+from inference_pio.deployments.config import ServiceConfig, load_config
+from inference_pio.deployments.launcher import (
+    HANDOFF_WINDOW_BYTES,
+    HANDOFFS,
+    OBJECT_STORE_BYTES,
+    failure_reason,
+    kv_bytes_per_token,
+    logical_resources,
+    object_store_bytes,
+    private_places,
+)
+from inference_pio.deployments.ray_settings import serve_settings
+from inference_pio.workers.config import EngineConfig
+from inference_pio.workers.model.cache import KVCache
+from inference_pio.workers.model.config import ModelConfig
 
 LONGEST_SOCKET = 107  # sun_path of unix(7), less its final NUL
 NODE_ID = "f" * 56  # Serve puts a folder with the node's id in between
@@ -54,3 +70,61 @@ def test_without_an_exception_the_first_line_is_the_reason(
     messages: list[str], reason: str
 ) -> None:
     assert failure_reason(messages) == reason
+
+
+def pools(*pools: dict[str, object], **engine: object) -> ServiceConfig:
+    return load_config({"engine": engine, "pools": list(pools)})
+
+
+PREFILL: dict[str, object] = {"name": "prefill", "role": "prefill"}
+DECODE: dict[str, object] = {"name": "d", "role": "decode", "prefill": {"pool": "prefill"}}
+LARGE = 2**50
+
+
+def test_the_machine_has_the_logical_resources_that_the_pools_ask_for() -> None:
+    config = pools(
+        {"name": "a", "replicas": 3, "num_cpus": 2.5, "resources": {"decode": 0.5}},
+        {"name": "b", "engine": {"parallel": {"tensor": 2}}, "resources": {"node:x": 1}},
+    )
+    assert logical_resources(config, cores=2) == (10, {"decode": 2})
+
+
+def test_a_small_service_still_sees_the_whole_machine() -> None:
+    assert logical_resources(pools({}), cores=16) == (16, {})
+
+
+def test_without_handoffs_the_object_store_stays_small() -> None:
+    assert object_store_bytes(pools({}, PREFILL), LARGE, LARGE) == OBJECT_STORE_BYTES
+
+
+def test_the_object_store_holds_the_handoffs_of_every_decode_replica() -> None:
+    config = pools(PREFILL, {**DECODE, "replicas": 2})
+    want = OBJECT_STORE_BYTES + 2 * HANDOFFS * HANDOFF_WINDOW_BYTES
+    assert object_store_bytes(config, LARGE, LARGE) == want
+
+
+def test_a_step_that_is_larger_than_the_window_counts() -> None:
+    config = pools(PREFILL, DECODE, max_batched_tokens=2**20)
+    step = 2**20 * kv_bytes_per_token(config.engine)
+    assert step > HANDOFF_WINDOW_BYTES
+    assert object_store_bytes(config, LARGE, LARGE) == OBJECT_STORE_BYTES + HANDOFFS * step
+
+
+def test_the_object_store_leaves_memory_for_the_rest() -> None:
+    config = pools(PREFILL, DECODE)
+    assert object_store_bytes(config, 2**31, LARGE) == int(0.3 * 2**31)
+    assert object_store_bytes(config, LARGE, 2**29) == int(0.8 * 2**29)
+    assert object_store_bytes(config, LARGE, 2**20) == OBJECT_STORE_BYTES
+
+
+def test_the_rule_follows_the_handoffs_own_limits() -> None:
+    assert kv_source.MAX_PULLS == HANDOFFS
+    assert kv_transport.WINDOW_BYTES == HANDOFF_WINDOW_BYTES
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_kv_of_a_token_is_what_the_cache_allocates(dtype: str, embedded_dir: Path) -> None:
+    shapes = ModelConfig.from_folder(embedded_dir)
+    real = shapes.dtype if dtype == "auto" else getattr(torch, dtype)
+    engine = EngineConfig.model_validate({"model": "embedded", "dtype": dtype})
+    assert kv_bytes_per_token(engine) == KVCache.bytes_per_block(shapes, 1, real)

@@ -12,7 +12,7 @@ import pytest
 from inference_pio.deployments.config import load_config
 from inference_pio.deployments.engine_service import EngineService
 from inference_pio.deployments.stream_mux import StreamMux
-from inference_pio.deployments.wire import SubmitReply, WrongReplicaError
+from inference_pio.deployments.wire import RouteHints, SubmitReply, WrongReplicaError
 from inference_pio.workers.engine import Engine
 from inference_pio.workers.model_source import resolve_model
 from inference_pio.workers.types import (
@@ -63,7 +63,7 @@ def request(name: str, max_tokens: int = 20, n: int = 1) -> GenerateRequest:
 
 
 def mux_of(service: Any, idle_s: float = 60.0, buffered: int = 10_000) -> StreamMux:
-    return StreamMux(service, max_buffered_tokens=buffered, idle_s=idle_s)
+    return StreamMux(service, max_buffered_tokens=buffered, idle_s=idle_s, max_migrations=0)
 
 
 async def tokens(mux: StreamMux, *requests: GenerateRequest) -> dict[tuple[str, int], list[int]]:
@@ -214,7 +214,9 @@ def test_a_broken_stream_fails_its_requests_and_the_next_ones_work(fails: bool) 
 class Unreachable(EngineService):
     """A replica that dies while a request is handed over."""
 
-    async def submit(self, stream_id: str, requests: Sequence[GenerateRequest]) -> SubmitReply:
+    async def submit(
+        self, stream_id: str, requests: Sequence[GenerateRequest], hints: RouteHints
+    ) -> SubmitReply:
         raise ConnectionResetError("gone")
 
 
@@ -236,7 +238,7 @@ def test_calls_for_another_replica_are_refused() -> None:
     async def main() -> None:
         async with engine_service() as service:
             with pytest.raises(WrongReplicaError):
-                await service.abort(["a"], replica_id="other")
+                await service.abort("s", ["a"], replica_id="other")
             with pytest.raises(WrongReplicaError):
                 await service.stats(replica_id="other")
             with pytest.raises(WrongReplicaError):
@@ -251,10 +253,10 @@ def test_requests_of_a_dead_ingress_are_swept(monkeypatch: pytest.MonkeyPatch) -
     async def main() -> None:
         async with engine_service() as service:
             # It submits and never reads; and one that reads, then goes.
-            await service.submit("dead", [request("a", 4000)])
+            await service.submit("dead", [request("a", 4000)], RouteHints())
             await begun(service)
             await at_rest(service)
-            await service.submit("gone", [request("b", 4000)])
+            await service.submit("gone", [request("b", 4000)], RouteHints())
             stream = service.subscribe("gone", replica_id="replica")
             while not await anext(stream):
                 pass
@@ -270,8 +272,9 @@ def test_a_request_id_is_taken_once() -> None:
             mux = mux_of(service)
             async with mux.open([request("same", 4000)], deadline_s=20) as generation:
                 await anext(generation)
-                reply = await service.submit("another", [request("same")])
+                reply = await service.submit("another", [request("same")], RouteHints())
                 assert reply.error is not None
+                assert reply.error.param == "request_id"
                 await anext(generation)  # the first goes on
             await mux.close()
 

@@ -6,7 +6,13 @@ import pickle
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_pio.deployments.wire import pack, unpack
+from inference_pio.deployments.wire import (
+    MAX_ROUTE_BLOCKS,
+    ROUTE_BLOCK_TOKENS,
+    pack,
+    route_hints,
+    unpack,
+)
 from inference_pio.workers.types import (
     FinishReason,
     RequestError,
@@ -54,3 +60,32 @@ def test_errors_keep_their_kind_and_place() -> None:
     found = unpack(pickle.loads(pickle.dumps(pack(chunk)))).error
     assert isinstance(found, RequestError)
     assert (found.message, found.param, found.code) == ("no", "x", "y")
+
+
+@given(
+    st.lists(st.integers(0, 1), max_size=4),
+    st.lists(st.integers(0, 1), max_size=4),
+    st.integers(0, ROUTE_BLOCK_TOKENS - 1),
+)
+def test_two_prompts_share_hashes_as_far_as_their_full_blocks_are_the_same(
+    one: list[int], other: list[int], rest: int
+) -> None:
+    def prompt(blocks: list[int]) -> list[int]:
+        return [token for token in blocks for _ in range(ROUTE_BLOCK_TOKENS)] + [9] * rest
+
+    shared = 0
+    while shared < min(len(one), len(other)) and one[shared] == other[shared]:
+        shared += 1
+    mine, theirs = route_hints(prompt(one)).prefix, route_hints(prompt(other)).prefix
+    assert (len(mine), len(theirs)) == (len(one), len(other))
+    assert mine[:shared] == theirs[:shared]
+    assert not set(mine[shared:]) & set(theirs[shared:])
+
+
+def test_tenants_share_no_hash_and_long_prompts_are_bounded() -> None:
+    prompt = range((MAX_ROUTE_BLOCKS + 3) * ROUTE_BLOCK_TOKENS)
+    mine = route_hints(prompt, "me", session="s")
+    assert mine.session == "s"
+    assert len(mine.prefix) == MAX_ROUTE_BLOCKS
+    assert not set(mine.prefix) & set(route_hints(prompt, "you").prefix)
+    assert len(pickle.dumps(mine)) < 4096

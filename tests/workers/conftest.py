@@ -18,7 +18,14 @@ from inference_pio.workers.engine import Engine
 from inference_pio.workers.model.cache import KVCache
 from inference_pio.workers.model.config import DTYPES, ModelConfig
 from inference_pio.workers.model.random_checkpoint import write_random_checkpoint
-from inference_pio.workers.types import FinishReason, GenerateRequest, SamplingParams, TokenChunk
+from inference_pio.workers.types import (
+    FinishReason,
+    GenerateRequest,
+    Resumption,
+    SamplingParams,
+    StepOutput,
+    TokenChunk,
+)
 
 TINY: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -51,6 +58,9 @@ class Driver:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.chunks: dict[tuple[str, int], list[TokenChunk]] = defaultdict(list)
+        self.output = StepOutput()
+        """All that the last step gave."""
+        self._told: dict[tuple[str, int], int] = defaultdict(int)
 
     def add(
         self,
@@ -60,6 +70,7 @@ class Driver:
         priority: int = 0,
         deadline_s: float | None = None,
         cache_salt: str = "",
+        resume: tuple[Resumption, ...] = (),
         **params: Any,
     ) -> None:
         request = GenerateRequest(
@@ -69,16 +80,22 @@ class Driver:
             priority=priority,
             deadline_s=deadline_s,
             cache_salt=cache_salt,
+            resume=resume,
         )
         self.engine.validate(request)
         self.engine.add(request)
+        for part in resume:
+            self._told[request_id, part.index] = len(part.token_ids)
 
     def step(self) -> list[TokenChunk]:
-        chunks = self.engine.step()
+        self.output = self.engine.step()
+        chunks = self.output.chunks
         for chunk in chunks:
-            filed = self.chunks[chunk.request_id, chunk.index]
+            name = chunk.request_id, chunk.index
+            filed = self.chunks[name]
             assert not filed or filed[-1].finish_reason is None, "a chunk behind the last"
-            assert chunk.first == sum(len(c.token_ids) for c in filed), "a gap or a repeat"
+            before = self._told[name] + sum(len(c.token_ids) for c in filed)
+            assert chunk.first == before, "a gap or a repeat"
             assert len(chunk.token_ids) == len(chunk.kinds)
             filed.append(chunk)
         self.engine.check_integrity()

@@ -18,6 +18,7 @@ from inference_pio.workers.types import (
     QueueFullError,
     RequestError,
     SamplingParams,
+    StepOutput,
     TokenChunk,
 )
 
@@ -36,9 +37,9 @@ class Client:
         self._arrived = threading.Condition()
         self._chunks: dict[tuple[str, int], list[TokenChunk]] = {}
 
-    def _on_step(self, chunks: list[TokenChunk]) -> None:
+    def _on_step(self, output: StepOutput) -> None:
         with self._arrived:
-            for chunk in chunks:
+            for chunk in output.chunks:
                 self._chunks.setdefault((chunk.request_id, chunk.index), []).append(chunk)
             self._arrived.notify_all()
 

@@ -315,7 +315,7 @@ def test_a_choice_that_raises_fails_alone(
 ) -> None:
     driver = make_driver()
     driver.add("bad", prompt(20), max_tokens=5, **GREEDY)
-    (choice,) = driver.engine._choices.values()
+    (choice,) = driver.engine._requests._choices.values()
     raised = []
 
     def broken(*_: Any) -> Any:
@@ -351,7 +351,7 @@ def test_fail_all_tells_every_choice_and_touches_no_books(
     driver.add("unforked", prompt(6), n=3, max_tokens=9, **GREEDY)
     broken = dataclasses.replace(driver.engine.loaded)  # anything without a ``finish``
     monkeypatch.setattr(driver.engine, "_scheduler", broken)
-    chunks = driver.engine.fail_all("broken")
+    chunks = driver.engine.fail_all("broken").chunks
     ends = {(chunk.request_id, chunk.index): chunk for chunk in chunks}
     assert sorted(ends) == [
         ("forked", 0),

@@ -24,9 +24,10 @@ SMALL = {"kv_cache_bytes": 4 << 20}
     ("options", "message"),
     [
         ({"precision": "int4"}, "precision 'int4' is not built; built are auto, bf16"),
-        ({"tensor_parallel_size": 2}, r"tensor_parallel_size\n.*not built; the size is 1, got 2"),
-        ({"pipeline_parallel_size": 4}, r"pipeline_parallel_size\n.*not built.* got 4"),
-        ({"sequence_parallel_size": 2}, r"sequence_parallel_size\n.*not built.* got 2"),
+        (
+            {"tensor_parallel_size": 4, "sequence_parallel_size": 2},
+            r"sequence_parallel_size is 2; .* so it is tensor_parallel_size \(4\) or 1",
+        ),
         ({"use_flash_attention": True}, "PluginConfig has no key 'use_flash_attention'"),
         ({"max_batch": 3}, "no key 'max_batch'; did you mean 'max_batch_size'"),
         ({"max_batch_size": 0}, "max_batch_size"),
@@ -55,10 +56,16 @@ def test_every_key_reaches_the_engine() -> None:
         kv_cache_bytes=5,
         max_model_len=77,
         precision="fp16",
+        tensor_parallel_size=4,
+        pipeline_parallel_size=2,
+        sequence_parallel_size=4,
     ).engine_config()
     assert (config.model, config.dtype) == ("embedded", "float16")
     assert (config.kv_cache_bytes, config.max_model_len) == (5, 77)
     assert (config.max_num_seqs, config.max_batched_tokens) == (2000, 2000)
+    parallel = config.parallel
+    assert (parallel.tensor, parallel.pipeline, parallel.sequence_from) == (4, 2, 512)
+    assert PluginConfig(model_path="embedded").engine_config().parallel.num_ranks == 1
 
 
 def test_load_use_unload() -> None:

@@ -51,6 +51,12 @@ class TracedCache:
         for scheduled in batch.sequences:
             self.check(scheduled.sequence, scheduled.start + scheduled.num_new_tokens)
 
+    def receive(self, sequence: Sequence, end: int) -> None:
+        """Write what another engine computed up to ``end``."""
+        for position in range(sequence.num_computed_tokens, end):
+            written = (sequence.cache_salt, tuple(sequence.token_ids[: position + 1]))
+            self.slots[self._slot(sequence, position)] = written
+
     def check(self, sequence: Sequence, length: int) -> None:
         """Every position below ``length`` holds what this sequence's own prefix gives."""
         for position in range(length):
@@ -81,6 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         reservation=st.integers(1, 6),
         prefix_caching=st.booleans(),
         named_only=st.booleans(),
+        remote=st.sampled_from([0.0, 0.5, 1.0]),
     )
     def start(
         self,
@@ -91,6 +98,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         reservation: int,
         prefix_caching: bool,
         named_only: bool,
+        remote: float = 0.0,
     ) -> None:
         self.config = EngineConfig(
             max_num_seqs=slots,
@@ -100,6 +108,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.kv = KVManager(num_blocks, block_size, b"model", prefix_caching=prefix_caching)
         self.scheduler = Scheduler(self.config, self.kv)
+        self.scheduler.await_remote = self._await_remote
+        self.remote = remote
+        self.deciding = random.Random(block_size)
         self.cache = TracedCache(block_size)
         self.named_only = named_only
         self.now = 0.0
@@ -174,12 +185,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         for item in self.scheduler.schedule(self.now).sequences:
             self._end(item.sequence)
 
+    def _await_remote(self, sequence: Sequence) -> int:
+        assert sequence.num_preemptions == 0
+        assert sequence.status is SequenceStatus.RUNNING
+        return sequence.num_tokens - 1 if self.deciding.random() < self.remote else 0
+
+    @precondition(lambda self: any(s.is_awaiting for s in self._live()))
+    @rule(data=st.data(), blocks=st.integers(0, 4))
+    def receive(self, data: st.DataObject, blocks: int) -> None:
+        """Some blocks of another engine arrive, or (0) it gives up."""
+        sequence = data.draw(st.sampled_from([s for s in self._live() if s.is_awaiting]))
+        self._receive(sequence, blocks)
+
+    def _receive(self, sequence: Sequence, blocks: int) -> None:
+        if blocks == 0:
+            self.scheduler.stop_awaiting(sequence)
+            return
+        start, size = sequence.num_computed_tokens, self.kv.block_size
+        end = min(sequence.num_awaited_tokens, start + blocks * size)
+        self.cache.receive(sequence, end)
+        self.scheduler.receive(sequence, end - start)
+        self.scheduler.check_integrity()
+
     # --- one step -------------------------------------------------------------------------------
 
     def _step(self, rng: random.Random) -> None:
+        awaiting = {s for s in self.scheduler.running if s.is_awaiting}
         before = {s: s.num_uncomputed_tokens for s in self.scheduler.running}
         batch = self.scheduler.schedule(self.now)
         self._check_batch(batch, before)
+        assert awaiting.isdisjoint(item.sequence for item in batch.sequences)
         self.cache.run(batch)
         self.scheduler.commit(batch)
         for item in batch.sequences:
@@ -247,6 +282,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         self.scheduler.check_integrity()
+        if not self.scheduler.is_empty and not any(s.is_awaiting for s in self._live()):
+            assert self.scheduler.has_work, "asleep with nothing to wait for"
         assert {(s.request_id, s.index) for s in self._live()} <= set(self.unended)
         assert set(self.unended.values()) == set(self._live())
         for sequence in self.scheduler.running:
@@ -258,10 +295,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         rng = random.Random(0)
         left = sum(s.max_len * (1 + s.num_pending_choices) for s in self._live())
         for _ in range(20 * (left + 1)):
-            if not self.scheduler.has_work:
+            for sequence in [s for s in self._live() if s.is_awaiting]:
+                self._receive(sequence, rng.randrange(3))
+            if self.scheduler.is_empty:
                 break
             self._step(rng)
-        assert not self.scheduler.has_work, "some sequence never ends"
+        assert self.scheduler.is_empty, "some sequence never ends"
         assert not self.unended
         assert self.kv.num_used_blocks == 0
         assert self.kv.num_available == self.kv.num_blocks
@@ -286,11 +325,15 @@ def test_a_saturated_engine_keeps_its_books(seed: int) -> None:
         reservation=rng.randrange(1, 6),
         prefix_caching=seed % 4 != 0,
         named_only=seed % 3 == 0,
+        remote=seed % 2 * 0.7,
     )
     for _ in range(150):
         if machine.scheduler.num_waiting < 4:
             machine._add_one(rng)
         machine._step(rng)
+        for sequence in [s for s in machine._live() if s.is_awaiting]:
+            if rng.random() < 0.5:
+                machine._receive(sequence, rng.randrange(3))
         machine.books_agree()
         if machine.unended and rng.random() < 0.05:
             machine._abort(rng.choice(sorted(machine.unended))[0])

@@ -4,7 +4,8 @@ A sequence's blocks:
 1. ``admit`` takes the leading full blocks that the prefix index has and reserves the worst case;
 2. ``extend`` makes room for the next tokens before each step; a block that siblings share is
    copied before the first of them writes to it, and the last of them writes in place;
-3. ``commit`` counts the step's tokens as computed and indexes the blocks they filled;
+3. ``commit`` counts the step's tokens as computed and indexes the blocks they filled; tokens that
+   another engine computed are counted so too, once their blocks are checked and written;
 4. ``fork`` lets children share every block of their parent;
 5. ``free`` gives all of them back, the tail first, so that the LRU order evicts tails first.
 
@@ -102,9 +103,11 @@ class KVManager:
         sequence.block_table = hits
         sequence.num_computed_tokens = len(hits) * self.block_size
         if sequence.num_preemptions == 0:
-            sequence.num_cached_tokens = sequence.num_computed_tokens
+            sequence.num_cached_tokens = min(
+                sequence.num_computed_tokens, sequence.num_prompt_tokens
+            )
             self.prefix_query_tokens += sequence.num_tokens
-            self.prefix_hit_tokens += sequence.num_cached_tokens
+            self.prefix_hit_tokens += sequence.num_computed_tokens
         self._reserved[sequence] = num_blocks
         self._num_promised += self._unused_reservation(sequence)
         return True

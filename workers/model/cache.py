@@ -55,8 +55,22 @@ class KVCache:
         """Copies whole blocks, (source, destination), as if all at once."""
         if not pairs:
             return
-        sources, destinations = (list(ids) for ids in zip(*pairs, strict=True))
-        self.blocks_LN2KSD[:, destinations] = self.blocks_LN2KSD[:, sources]
+        sources, destinations = zip(*pairs, strict=True)
+        self.write_blocks(destinations, self._gather(sources))
+
+    def read_blocks(self, blocks: Sequence[int]) -> Tensor:
+        """A copy of whole blocks on the host, ``blocks_Ln2KSD``."""
+        return self._gather(blocks).cpu()
+
+    def write_blocks(self, blocks: Sequence[int], blocks_Ln2KSD: Tensor) -> None:
+        """Overwrites whole blocks."""
+        # One by one: indexed assignment moves single elements, at a third of the speed.
+        for number, block in enumerate(blocks):
+            self.blocks_LN2KSD[:, block].copy_(blocks_Ln2KSD[:, number])
+
+    def _gather(self, blocks: Sequence[int]) -> Tensor:
+        chosen = torch.tensor(blocks, dtype=torch.int64, device=self.blocks_LN2KSD.device)
+        return self.blocks_LN2KSD.index_select(1, chosen)
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Zeroes blocks that are about to be filled in part.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from ...kernels.dispatch import select_kernels
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
 from .cache import KVCache
 from .config import ModelConfig
+from .shard import WHOLE, ShardSpec
 from .weights import WeightReader
 
 
@@ -31,11 +34,56 @@ class DecoderLayer:
     down: PackedLinear
 
 
-class Qwen3Model:
-    """A loaded checkpoint.
+class Exchange(Protocol):
+    """What the ranks that share a layer tell each other while they compute it."""
 
-    Steps: ``forward`` embeds the new tokens, runs every layer over them and the cache, and returns
-    hidden states behind the final norm; ``logits`` turns chosen rows into scores.
+    def to_heads(self, qkv_TC: Tensor) -> Tensor:
+        """From every head of this rank's tokens to this rank's heads of every token."""
+        ...
+
+    def to_tokens(self, out_TC: Tensor) -> Tensor:
+        """The way back, for what attention gave."""
+        ...
+
+    def residual(self, hidden_TC: Tensor) -> Tensor | None:
+        """What this rank adds to its own term of a sum over ranks."""
+        ...
+
+    def total(self, partial_TC: Tensor) -> Tensor:
+        """The sum of every rank's term; may overwrite it."""
+        ...
+
+
+class Alone:
+    """The exchange of a rank that holds whole layers and all tokens."""
+
+    def to_heads(self, qkv_TC: Tensor) -> Tensor:
+        """See ``Exchange.to_heads``."""
+        return qkv_TC
+
+    def to_tokens(self, out_TC: Tensor) -> Tensor:
+        """See ``Exchange.to_tokens``."""
+        return out_TC
+
+    def residual(self, hidden_TC: Tensor) -> Tensor | None:
+        """See ``Exchange.residual``."""
+        return hidden_TC
+
+    def total(self, partial_TC: Tensor) -> Tensor:
+        """See ``Exchange.total``."""
+        return partial_TC
+
+
+_ALONE = Alone()
+
+
+class Qwen3Model:
+    """A loaded checkpoint, or the part of it that one rank of a grid holds.
+
+    Steps: ``embed`` looks the new tokens up, ``run_layers`` runs every layer over them and the
+    cache, ``normalise`` applies the final norm (``forward`` is the three in a row), and ``logits``
+    turns chosen rows into scores. A stage that is not the first has no embedding, one that is not
+    the last no final norm and head.
     """
 
     def __init__(
@@ -43,21 +91,29 @@ class Qwen3Model:
         config: ModelConfig,
         kernels: Kernels,
         layers: tuple[DecoderLayer, ...],
-        embedding: Tensor,
-        final_norm: Tensor,
-        head: PackedLinear,
+        embedding: Tensor | None,
+        final_norm: Tensor | None,
+        head: PackedLinear | None,
         *,
+        dtype: torch.dtype,
+        device: torch.device,
         max_positions: int,
+        shard: ShardSpec = WHOLE,
+        num_bytes_read: int = 0,
     ) -> None:
         self.config = config
+        """Of the whole model."""
         self.kernels = kernels
         self.layers = layers
         self.embedding = embedding
         self.final_norm = final_norm
         self.head = head
         self.max_positions = max_positions
-        self.dtype = embedding.dtype
-        self.device = final_norm.device
+        self.dtype = dtype
+        self.device = device
+        self.shard = shard
+        self.num_bytes_read = num_bytes_read
+        """Of the checkpoint, while loading."""
         self._frequencies_E = inverse_frequencies(config.rope_theta, config.head_dim, self.device)
 
     @classmethod
@@ -68,11 +124,15 @@ class Qwen3Model:
         dtype: torch.dtype | None,
         device: torch.device,
         max_positions: int | None = None,
+        shard: ShardSpec = WHOLE,
+        with_head: bool = True,
     ) -> Qwen3Model:
         """Loads a checkpoint folder; ``dtype`` ``None`` keeps the checkpoint's.
 
-        ``max_positions`` narrows the longest sequence, at most the checkpoint's own limit. Raises
-        ``CheckpointError`` for a checkpoint that is incomplete, damaged or of another architecture.
+        ``max_positions`` narrows the longest sequence, at most the checkpoint's own limit.
+        ``shard`` is the part to load; ``with_head=False`` leaves the last stage's output layer out.
+        Raises ``CheckpointError`` for a checkpoint that is incomplete, damaged or of another
+        architecture.
         """
         config = ModelConfig.from_folder(path)
         limit = config.max_position_embeddings
@@ -80,10 +140,14 @@ class Qwen3Model:
             raise ValueError(f"max_positions is {max_positions}; it lies in [1, {limit}]")
         dtype = dtype or config.dtype
         kernels = select_kernels(device, dtype)
-        with torch.inference_mode(), WeightReader(path, config, kernels, dtype, device) as weights:
-            layers = tuple(_load_layer(weights, config, i) for i in range(config.num_layers))
-            embedding, head = weights.embedding_and_head()
-            final_norm = weights.vector("model.norm.weight")
+        reader = WeightReader(path, config, kernels, dtype, device, shard)
+        with torch.inference_mode(), reader as weights:
+            local = shard.local_config(config)
+            layers = tuple(_load_layer(weights, local, i) for i in shard.layers(config))
+            embedding = weights.embedding() if shard.is_first_stage else None
+            ends = shard.is_last_stage and with_head
+            head = weights.head() if ends else None
+            final_norm = weights.vector("model.norm.weight") if ends else None
         return cls(
             config,
             kernels,
@@ -91,30 +155,62 @@ class Qwen3Model:
             embedding,
             final_norm,
             head,
+            dtype=dtype,
+            device=device,
             max_positions=max_positions or limit,
+            shard=shard,
+            num_bytes_read=weights.num_bytes_read,
         )
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """A cache for this model; ``KVCache.bytes_per_block`` tells its size."""
-        return KVCache(self.config, num_blocks, block_size, self.dtype, self.device)
+        """A cache for this part; ``KVCache.bytes_per_block`` tells its size."""
+        local = self.shard.local_config(self.config)
+        return KVCache(local, num_blocks, block_size, self.dtype, self.device)
 
-    @torch.inference_mode()
     def forward(self, token_ids_T: Tensor, context: ForwardContext, cache: KVCache) -> Tensor:
         """Hidden states behind the final norm, [T, hidden]; writes the tokens' KV into the cache.
 
         ``token_ids_T`` int64. Raises ``ValueError`` for a sequence past ``max_positions`` or a
         context of another block size.
         """
-        self._check(context, cache)
+        hidden_TC = self.embed(token_ids_T)
+        return self.normalise(self.run_layers(hidden_TC, context, cache))
+
+    @torch.inference_mode()
+    def embed(self, token_ids_T: Tensor) -> Tensor:
+        """The tokens' rows of the embedding, [T, hidden]; zeros for other ranks' rows."""
+        assert self.embedding is not None, "the first stage has the embedding"
+        if self.shard.tp_size == 1:
+            return torch.nn.functional.embedding(token_ids_T, self.embedding)
+        rows_T = token_ids_T - self.shard.vocabulary(self.config).start
+        foreign_T = (rows_T < 0) | (rows_T >= self.embedding.shape[0])
+        found_TC = torch.nn.functional.embedding(rows_T.masked_fill(foreign_T, 0), self.embedding)
+        return found_TC.masked_fill_(foreign_T[:, None], 0)
+
+    @torch.inference_mode()
+    def run_layers(
+        self,
+        hidden_TC: Tensor,
+        context: ForwardContext,
+        cache: KVCache,
+        exchange: Exchange = _ALONE,
+        layers: Sequence[DecoderLayer] | None = None,
+    ) -> Tensor:
+        """This part's layers; hidden states before the final norm, [T, hidden].
+
+        ``exchange`` joins the ranks that share a layer. With one that splits by tokens,
+        ``hidden_TC`` has this rank's tokens, ``context`` all of them, and ``layers`` are whole.
+        Raises what ``forward`` raises.
+        """
+        self.check(context, cache)
         cache.clear_blocks(context.new_partial_blocks)
         kernels, eps = self.kernels, self.config.rms_norm_eps
         cos_TE, sin_TE = rope_cos_sin(context.positions_T, self._frequencies_E)
         attention = kernels.plan_attention(context)
-        hidden_TC = torch.nn.functional.embedding(token_ids_T, self.embedding)
-        for layer, kv_N2KSD in zip(self.layers, cache.layers, strict=True):
+        for layer, kv_N2KSD in zip(layers or self.layers, cache.layers, strict=True):
             normed_TC = kernels.rms_norm(hidden_TC, layer.input_norm, eps)
             q_THD = kernels.qk_norm_rope_write(
-                layer.qkv(normed_TC),
+                exchange.to_heads(layer.qkv(normed_TC)),
                 layer.qk_norm_AD,
                 cos_TE,
                 sin_TE,
@@ -122,20 +218,30 @@ class Qwen3Model:
                 context.slots_T,
                 eps,
             )
-            hidden_TC = layer.attention_out(attention(q_THD, kv_N2KSD), hidden_TC)
+            out_TC = exchange.to_tokens(attention(q_THD, kv_N2KSD))
+            hidden_TC = exchange.total(layer.attention_out(out_TC, exchange.residual(hidden_TC)))
             normed_TC = kernels.rms_norm(hidden_TC, layer.mlp_norm, eps)
-            hidden_TC = layer.down(layer.gate_up(normed_TC), hidden_TC)
-        return kernels.rms_norm(hidden_TC, self.final_norm, eps)
+            inner_TC = layer.gate_up(normed_TC)
+            hidden_TC = exchange.total(layer.down(inner_TC, exchange.residual(hidden_TC)))
+        return hidden_TC
+
+    @torch.inference_mode()
+    def normalise(self, hidden_TC: Tensor) -> Tensor:
+        """The final norm."""
+        assert self.final_norm is not None, "the last stage has the final norm"
+        return self.kernels.rms_norm(hidden_TC, self.final_norm, self.config.rms_norm_eps)
 
     @torch.inference_mode()
     def logits(self, hidden_RC: Tensor) -> Tensor:
-        """Scores of every vocabulary row, float32 [R, vocab_size].
+        """Scores of this part's vocabulary rows, float32 [R, vocab_size].
 
         An inference tensor, as all outputs here: to be changed under ``torch.inference_mode()``.
         """
+        assert self.head is not None, "the last stage has the head"
         return self.head(hidden_RC).float()
 
-    def _check(self, context: ForwardContext, cache: KVCache) -> None:
+    def check(self, context: ForwardContext, cache: KVCache) -> None:
+        """Raise what ``forward`` raises."""
         if max(context.seq_lens) > self.max_positions:
             raise ValueError(
                 f"a sequence of {max(context.seq_lens)} tokens is past the model's "
@@ -153,17 +259,20 @@ def _load_layer(weights: WeightReader, config: ModelConfig, index: int) -> Decod
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     return DecoderLayer(
         input_norm=weights.vector(f"{prefix}.input_layernorm.weight"),
-        qkv=weights.linear(f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"),
+        qkv=weights.qkv(attention),
         qk_norm_AD=_head_norms(weights, attention, config),
-        attention_out=weights.linear(f"{attention}.o_proj"),
+        attention_out=weights.attention_out(attention),
         mlp_norm=weights.vector(f"{prefix}.post_attention_layernorm.weight"),
-        gate_up=weights.swiglu(f"{mlp}.gate_proj", f"{mlp}.up_proj"),
-        down=weights.linear(f"{mlp}.down_proj"),
+        gate_up=weights.gate_up(mlp),
+        down=weights.down(mlp),
     )
 
 
 def _head_norms(weights: WeightReader, attention: str, config: ModelConfig) -> Tensor:
-    """One row of QK-norm weights a head; the softmax scale goes into the queries' rows."""
+    """One row of QK-norm weights a head; the softmax scale goes into the queries' rows.
+
+    ``config`` counts the heads that this rank computes.
+    """
     query = weights.vector(f"{attention}.q_norm.weight").float() * config.head_dim**-0.5
     key = weights.vector(f"{attention}.k_norm.weight").float()
     return torch.cat((query.repeat(config.num_heads, 1), key.repeat(config.num_kv_heads, 1)))

@@ -1,8 +1,8 @@
 """From mapped checkpoint tensors into the layout that the kernels read, one layer at a time.
 
-The life of a weight: mapped view, converted to the model's dtype and device where they differ,
-fused with its neighbours, packed by the kernels; then its pages are given back, so the checkpoint
-and the packed model never both lie in memory.
+The life of a weight: mapped view, cut to what this rank holds, converted to the model's dtype and
+device where they differ, fused with its neighbours, packed by the kernels; then its pages are given
+back, so the checkpoint and the packed model never both lie in memory.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from types import TracebackType
 from typing import Self
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
 from .config import ModelConfig
 from .loader import Checkpoint, LoadProgress
+from .shard import WHOLE, ShardSpec
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -48,7 +50,10 @@ def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 class WeightReader:
-    """Packs the weights of one checkpoint; a context manager around its progress bar."""
+    """Packs one rank's part of a checkpoint; a context manager around its progress bar.
+
+    ``num_bytes_read`` counts what was packed, as stored; the embedding is read as it is used.
+    """
 
     def __init__(
         self,
@@ -57,6 +62,7 @@ class WeightReader:
         kernels: Kernels,
         dtype: torch.dtype,
         device: torch.device,
+        shard: ShardSpec = WHOLE,
     ) -> None:
         self._checkpoint = Checkpoint(folder)
         # A tied checkpoint may still carry the head; it equals the embedding.
@@ -66,7 +72,12 @@ class WeightReader:
         self._kernels = kernels
         self._dtype = dtype
         self._device = device
-        self._progress = LoadProgress(self._checkpoint.num_bytes, f"Loading {folder.name}")
+        self._shard = shard
+        self.num_bytes_read = 0
+        # A rank's share of the whole: near enough for a bar, and one bar is enough.
+        total = self._checkpoint.num_bytes // shard.num_ranks
+        console = None if shard.rank == 0 else Console(quiet=True)
+        self._progress = LoadProgress(total, f"Loading {folder.name}", console=console)
 
     def __enter__(self) -> Self:
         self._progress.__enter__()
@@ -81,48 +92,89 @@ class WeightReader:
         self._progress.__exit__(kind, error, trace)
 
     def vector(self, name: str) -> Tensor:
-        """A small tensor as its own copy."""
-        vector = self._converted(name).clone()
+        """A small tensor as its own copy, the same on every rank."""
+        vector = self._part(name).clone()
         self._done(name)
         return vector
 
-    def linear(self, *prefixes: str) -> PackedLinear:
-        """Projections of the same input, packed as one matrix."""
-        names = [f"{prefix}.weight" for prefix in prefixes]
-        weight = self._joined(names)
-        biases = [f"{p}.bias" for p in prefixes if f"{p}.bias" in self._checkpoint]
-        bias = torch.cat([self._converted(name) for name in biases]) if biases else None
+    def qkv(self, attention: str) -> PackedLinear:
+        """The query, key and value projections of this rank's heads, as one matrix."""
+        dim = self._config.head_dim
+        queries = _times(self._shard.query_heads(self._config), dim)
+        keys = _times(self._shard.kv_heads(self._config), dim)
+        spans = {f"{attention}.q_proj": queries}
+        spans |= {f"{attention}.k_proj": keys, f"{attention}.v_proj": keys}
+        weights = {f"{name}.weight": rows for name, rows in spans.items()}
+        biases = {f"{name}.bias": rows for name, rows in spans.items()}
+        weight = torch.cat([self._part(name, rows=rows) for name, rows in weights.items()])
+        bias = None
+        if self._config.attention_bias:
+            bias = torch.cat([self._part(name, rows=rows) for name, rows in biases.items()])
         packed = self._kernels.pack_linear(weight, bias)
-        self._done(*names, *biases)
+        self._done(*weights, *(biases if self._config.attention_bias else ()))
         return packed
 
-    def swiglu(self, gate: str, up: str) -> PackedSwiGLU:
-        """The gate and up projections."""
-        names = (f"{gate}.weight", f"{up}.weight")
-        packed = self._kernels.pack_swiglu(*(self._converted(name) for name in names))
+    def attention_out(self, attention: str) -> PackedLinear:
+        """The output projection of this rank's heads; the first rank alone adds the bias."""
+        columns = _times(self._shard.query_heads(self._config), self._config.head_dim)
+        biased = self._config.attention_bias and self._shard.tp_rank == 0
+        return self._partial(f"{attention}.o_proj", columns, biased)
+
+    def gate_up(self, mlp: str) -> PackedSwiGLU:
+        """The gate and up projections of this rank's channels."""
+        names = (f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight")
+        rows = self._shard.mlp_channels(self._config)
+        packed = self._kernels.pack_swiglu(*(self._part(name, rows=rows) for name in names))
         self._done(*names)
         return packed
 
-    def embedding_and_head(self) -> tuple[Tensor, PackedLinear]:
-        """The table that tokens are looked up in, and the packed output layer.
+    def down(self, mlp: str) -> PackedLinear:
+        """The down projection of this rank's channels."""
+        return self._partial(f"{mlp}.down_proj", self._shard.mlp_channels(self._config), False)
+
+    def embedding(self) -> Tensor:
+        """This rank's rows of the table that tokens are looked up in.
 
         On the CPU a table in the model's dtype stays mapped: look-ups touch a few rows a step, so
         it costs page cache that replicas share instead of memory of its own.
         """
-        table = self._converted(EMBEDDING)
-        head = table if self._config.tie_word_embeddings else self._converted(HEAD)
-        packed = self._kernels.pack_linear(head)
-        self._done(EMBEDDING, *(() if self._config.tie_word_embeddings else (HEAD,)))
-        return table, packed
+        rows = self._shard.vocabulary(self._config)
+        return self._converted(self._checkpoint.view(EMBEDDING)[rows.start : rows.stop])
 
-    def _joined(self, names: list[str]) -> Tensor:
-        parts = [self._converted(name) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def head(self) -> PackedLinear:
+        """The output layer of this rank's rows of the vocabulary."""
+        name = EMBEDDING if self._config.tie_word_embeddings else HEAD
+        rows = self._shard.vocabulary(self._config)
+        packed = self._kernels.pack_linear(self._part(name, rows=rows))
+        self._done(name)
+        return packed
 
-    def _converted(self, name: str) -> Tensor:
-        return self._checkpoint.view(name).to(device=self._device, dtype=self._dtype)
+    def _partial(self, prefix: str, columns: range, biased: bool) -> PackedLinear:
+        """A projection of some of its input channels: what it gives is one term of a sum."""
+        names = [f"{prefix}.weight", *([f"{prefix}.bias"] if biased else [])]
+        weight = self._part(names[0], columns=columns)
+        packed = self._kernels.pack_linear(weight, self._part(names[1]) if biased else None)
+        self._done(*names)
+        return packed
+
+    def _part(self, name: str, rows: range | None = None, columns: range | None = None) -> Tensor:
+        """Rows or columns of a tensor in the model's dtype; only they are read."""
+        part = self._checkpoint.view(name)
+        if rows is not None:
+            part = part[rows.start : rows.stop]
+        if columns is not None:
+            part = part[:, columns.start : columns.stop]
+        self.num_bytes_read += part.nbytes
+        self._progress.advance(part.nbytes)
+        return self._converted(part)
+
+    def _converted(self, part: Tensor) -> Tensor:
+        return part.to(device=self._device, dtype=self._dtype).contiguous()
 
     def _done(self, *names: str) -> None:
         for name in names:
             self._checkpoint.release(name)
-            self._progress.advance(self._checkpoint.num_tensor_bytes(name))
+
+
+def _times(span: range, size: int) -> range:
+    return range(span.start * size, span.stop * size)

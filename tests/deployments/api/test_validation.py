@@ -7,7 +7,6 @@ import pytest
 from inference_pio.deployments.api.protocol import CompletionRequest
 from inference_pio.deployments.api.validation import (
     check_context,
-    check_model_name,
     check_prompt_ids,
     sampling_params,
 )
@@ -96,11 +95,3 @@ def test_overflow_by_one_token_is_refused_with_the_numbers() -> None:
             check_context(prompt, wanted, 100, "prompt")
         assert caught.value.code == "context_length_exceeded"
         assert str(prompt) in caught.value.message
-
-
-def test_another_models_name_is_not_found() -> None:
-    check_model_name(None, "a")
-    check_model_name("a", "a")
-    with pytest.raises(RequestError) as caught:
-        check_model_name("b", "a")
-    assert caught.value.code == "model_not_found"

@@ -258,7 +258,7 @@ def test_metrics_count_what_was_served(client: httpx.Client) -> None:
 
 
 def test_plain_endpoints(client: httpx.Client) -> None:
-    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/health").json() == {"status": "ok", "pools": {"engine": "ok"}}
     assert client.get("/version").json()["version"]
     (model,) = client.get("/v1/models").json()["data"]
     assert client.get(f"/v1/models/{model['id']}").json() == model

@@ -1,0 +1,97 @@
+"""From a request's wishes to its place in a pool, and what the answer's header says of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+
+from ..edge import PASSED_SESSION_HEADER, SESSION_HEADER
+from ..routing.classifier import Route, Wishes, classify
+from ..routing.complexity import Complexity
+from ..routing.directory import Place, ServedModel, ServingPool
+from ..wire import RouteHints, route_hints
+from .protocol import SamplingFields
+from .service import Service
+from .validation import check_context
+
+ROUTE_HEADER = "x-inference-pio-route"
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A request's route, its model and its place in a pool of it."""
+
+    route: Route
+    model: ServedModel
+    place: Place
+
+    @property
+    def pool(self) -> ServingPool:
+        """The pool that serves it."""
+        return self.place.pool
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer says about it."""
+        route = self.route
+        parts = {"mode": route.mode.value, "pool": self.pool.name}
+        if route.budget is not None:
+            parts["budget"] = str(route.budget)
+        parts |= {"complexity": f"{route.complexity:.2f}", "reason": route.reason}
+        return {ROUTE_HEADER: "; ".join(f"{name}={value}" for name, value in parts.items())}
+
+
+def decide(
+    service: Service,
+    candidates: Sequence[ServedModel],
+    wishes: Wishes,
+    complexity: Complexity,
+) -> Route:
+    """The route among ``candidates``. Raises ``RequestError`` where none serves what is wished."""
+    return classify(wishes, [model.abilities for model in candidates], service.policy, complexity)
+
+
+def enter(service: Service, route: Route, held: ExitStack) -> Routed:
+    """Take a place for ``route``, to be left with ``held``. Raises ``ApiError`` 503 where full."""
+    place = service.directory.take(route)
+    held.callback(place.leave)
+    return Routed(route, service.directory.models[route.model], place)
+
+
+def fit_context(
+    service: Service, routed: Routed, prompts: Sequence[int], max_tokens: int | None, param: str
+) -> None:
+    """Settle in a pool whose context holds every prompt and ``max_tokens`` more, and count it.
+
+    ``prompts`` are lengths in tokens. Without ``max_tokens`` one more must fit. Raises
+    ``RequestError`` (``context_length_exceeded``) with the numbers where no pool's does.
+    """
+    longest = max(prompts)
+    routed.place.refit(longest + (max_tokens or 1))
+    check_context(longest, max_tokens, routed.place.largest_context, param)
+    service.metrics.routed(routed.route, routed.pool.name)
+
+
+def hints_for(
+    service: Service, headers: Headers, body: SamplingFields, prompt: Sequence[int]
+) -> RouteHints:
+    """What the choice of a replica may know of a request: its prompt's beginning, its session."""
+    session = session_of(headers, service.config.routing.session_header, body.prompt_cache_key)
+    return route_hints(prompt, body.cache_salt, session)
+
+
+def session_of(headers: Headers, header: str, prompt_cache_key: str | None) -> str | None:
+    """The name a client gives its conversation: the configured header, else the cache key.
+
+    Anything but 1 to 64 letters, digits, ``_`` and ``-`` names nothing.
+    """
+    passed = PASSED_SESSION_HEADER if header == SESSION_HEADER.decode() else header.encode()
+    for name in (*headers.getlist(passed.decode())[:1], prompt_cache_key):
+        if name is not None and _SESSION.fullmatch(name):
+            return name
+    return None

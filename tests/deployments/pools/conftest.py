@@ -1,0 +1,169 @@
+"""One real service with every kind of pool: unified, decode with prefill, and two ranks."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from inference_pio.deployments.local_ports import free_ports
+
+SETTLE_S = 90.0
+ANSWER = b"answer: "
+APPLICATION = {
+    "name": "pools",
+    "route_prefix": "/",
+    "import_path": "inference_pio.deployments.app:build",
+    "args": {
+        "engine": {
+            "model": "embedded",
+            "dtype": "float32",
+            "block_size": 16,
+            "kv_cache_bytes": 32 * 2**20,
+            "num_threads": 1,
+            "max_batched_tokens": 256,
+        },
+        "pools": [
+            {"name": "one", "num_cpus": 0.25, "served_model_name": "unified"},
+            {
+                "name": "answer",
+                "num_cpus": 0.25,
+                "role": "decode",
+                "served_model_name": "split",
+                "prefill": {"pool": "prefill", "when": "always"},
+            },
+            {"name": "prefill", "num_cpus": 0.25, "role": "prefill"},
+            {
+                "name": "ranks",
+                "num_cpus": 0.25,
+                "served_model_name": "ranks",
+                "engine": {"parallel": {"tensor": 2}},
+            },
+        ],
+    },
+}
+
+
+@dataclass
+class PoolsService:
+    """The running service: its API, numbers and processes."""
+
+    client: httpx.Client
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    def complete(self, model: str, prompt: list[int], **settings: Any) -> dict[str, Any]:
+        """One greedy completion; anything but 200 fails the test."""
+        body = {"model": model, "prompt": prompt, "temperature": 0, "ignore_eos": True}
+        answer = self.client.post("/v1/completions", json={**body, **settings})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def text(self, model: str, prompt: list[int], max_tokens: int = 12) -> str:
+        return str(self.complete(model, prompt, max_tokens=max_tokens)["choices"][0]["text"])
+
+    def numbers(self, name: str, pool: str, by: str | None = None) -> Counter[str]:
+        """A metric of a pool, its replicas summed up, by one of its labels."""
+        found: Counter[str] = Counter()
+        text = self.client.get("/metrics").text
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == f"inference_pio_{name}" and sample.labels.get("pool") == pool:
+                    found[sample.labels[by] if by else ""] += int(sample.value)
+        return found
+
+    def number(self, name: str, pool: str) -> int:
+        return self.numbers(name, pool)[""]
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """The service's processes whose command line begins so."""
+        found = []
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if " ".join(process.cmdline()).startswith(title):
+                    found.append(process)
+            except psutil.Error:
+                continue  # it has ended meanwhile
+        return found
+
+    def object_store_bytes(self) -> int:
+        """What lies in Ray's object store now."""
+        answer = self._ask("store")
+        assert answer is not None, "the service has ended"
+        return int(answer)
+
+    def deploy(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """Deploy the application with changed arguments over itself, as ``serve deploy`` does."""
+        application = copy.deepcopy(APPLICATION)
+        change(application)
+        file = self.folder / "changed.yaml"
+        file.write_text(yaml.safe_dump({"applications": [application]}))
+        assert self._ask(f"deploy {file}") == "deployed"
+
+    def _ask(self, command: str) -> str | None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str | None:
+        """The next line that is meant for the tests; ``None`` when the service has ended."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:  # Ray's own lines come between
+            if line.startswith(ANSWER):
+                return line.removeprefix(ANSWER).decode().strip()
+        return None
+
+
+def until(condition: Callable[[], bool], what: str, timeout_s: float = SETTLE_S) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def settle() -> Callable[..., None]:
+    """``settle(condition, what)``: wait for a condition; its failure says ``what``."""
+    return until
+
+
+@pytest.fixture(scope="session")
+def pools_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolsService]:
+    """The service as users start it; every prefill replica has been met when it is handed out."""
+    folder = tmp_path_factory.mktemp("pools")
+    file, log, (port,) = folder / "pools.yaml", folder / "log", free_ports(1)
+    file.write_text(yaml.safe_dump({"applications": [APPLICATION]}))
+    script = Path(__file__).parent / "serve_and_obey.py"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, str(script), str(file), str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
+        service = PoolsService(client, folder, process)
+        try:
+            assert service.answer() == "ready", f"it did not start:\n{log.read_text()[-4000:]}"
+            until(lambda: service.number("prefill_peers", "answer") == 1, "no prefill replica met")
+            yield service
+            assert process.poll() is None, f"the service died:\n{log.read_text()[-4000:]}"
+        finally:
+            process.stdin.close()
+            process.wait(60)
+            process.stdout.close()

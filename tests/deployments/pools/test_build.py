@@ -1,0 +1,120 @@
+"""What ``build`` binds, and what it refuses; in a process of its own, for Ray Serve warns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+from inference_pio.deployments.config import load_config
+from inference_pio.deployments.kv_transport import (
+    decode_replica_id,
+    encode_replica_id,
+    require_transports,
+)
+
+DECODE = {"name": "answer", "role": "decode", "prefill": {"pool": "prefill"}}
+PREFILL = {"name": "prefill", "role": "prefill", "replicas": 2, "resources": {"big": 1.0}}
+RANKS = {
+    "name": "ranks",
+    "num_cpus": 2.0,
+    "placement": "SPREAD",
+    "engine": {"parallel": {"tensor": 2, "pipeline": 2}},
+}
+SCRIPT = """
+import json, sys
+from ray.exceptions import (
+    ActorDiedError, ObjectLostError, ObjectStoreFullError, OutOfDiskError, OwnerDiedError,
+    RayTaskError,
+)
+from ray.serve._private.build_app import build_app
+from ray.serve.exceptions import DeploymentUnavailableError
+from inference_pio.deployments.app import build
+from inference_pio.deployments.object_store_transport import ObjectStoreTransport
+from inference_pio.workers.types import RequestError
+
+bound = {}
+for deployment in build_app(build(json.loads(sys.argv[1])), name="test").deployments:
+    replica = deployment._replica_config
+    bound[deployment.name] = {
+        "replicas": deployment.num_replicas,
+        "actor": {k: v for k, v in replica.ray_actor_options.items() if k != "runtime_env"},
+        "bundles": replica.placement_group_bundles,
+        "strategy": replica.placement_group_strategy,
+        "drain": deployment._deployment_config.graceful_shutdown_timeout_s,
+    }
+reason = ObjectStoreTransport(None).failure_reason
+reasons = [
+    reason(error)
+    for error in (
+        ActorDiedError(),
+        OwnerDiedError("00", "", ""),
+        ObjectLostError("00", "", ""),
+        ObjectStoreFullError(),
+        OutOfDiskError(),
+        RayTaskError("prefill", "", RequestError("full", code="queue_full")),
+        RayTaskError("prefill", "", KeyError("x")),
+        OSError(),
+    )
+]
+print(json.dumps({"bound": bound, "reasons": reasons}))
+"""
+
+
+@cache
+def found() -> dict[str, Any]:
+    arguments = json.dumps({"pools": [DECODE, PREFILL, RANKS], "api": {"request_timeout_s": 50}})
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, arguments], check=True, capture_output=True, timeout=120
+    )
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+def test_every_pool_is_a_deployment_with_its_options() -> None:
+    bound = found()["bound"]
+    assert set(bound) == {"ingress", "answer", "prefill", "ranks"}
+    assert bound["prefill"]["replicas"] == 2
+    assert bound["prefill"]["actor"] == {"num_cpus": 1.0, "num_gpus": 0.0, "resources": {"big": 1}}
+    assert bound["prefill"]["bundles"] is None
+
+
+def test_a_parallel_pool_reserves_a_bundle_for_each_rank() -> None:
+    ranks = found()["bound"]["ranks"]
+    assert ranks["bundles"] == [{"CPU": 2.0}] * 4
+    assert ranks["strategy"] == "SPREAD"
+    assert ranks["actor"]["num_cpus"] == 2.0
+
+
+def test_a_draining_replica_outlives_its_last_request() -> None:
+    assert all(options["drain"] > 50 for options in found()["bound"].values())
+
+
+def test_every_failure_of_ray_has_its_word() -> None:
+    assert found()["reasons"] == [
+        "peer_died",
+        "owner_died",
+        "object_lost",
+        "store_full",
+        "store_full",
+        "queue_full",
+        "peer_failed",
+        "peer_failed",
+    ]
+
+
+@pytest.mark.parametrize("transport", ["nccl", "nixl", "cuda_ipc"])
+def test_a_transport_that_is_not_there_is_refused_by_name(transport: str) -> None:
+    pool = {**DECODE, "prefill": {"pool": "prefill", "transport": transport}}
+    config = load_config({"pools": [pool, PREFILL]})
+    with pytest.raises(ValueError, match=f"'answer'.*'{transport}' needs GPUs.*object_store"):
+        require_transports(config)
+
+
+def test_a_replica_is_named_by_its_stream() -> None:
+    assert decode_replica_id(encode_replica_id("x1y2")) == "x1y2"
+    with pytest.raises(ValueError, match="300 bytes"):
+        decode_replica_id(encode_replica_id("x" * 300))

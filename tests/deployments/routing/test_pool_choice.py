@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_pio.deployments.config import Mode
+from inference_pio.deployments.routing.pool_choice import PoolLoad, least_full, serves
+from inference_pio.workers.types import ThinkingMode
+
+LOADS = st.lists(
+    st.builds(PoolLoad, inside=st.integers(0, 40), limit=st.integers(1, 40)), max_size=8
+)
+
+
+@given(LOADS)
+def test_the_least_full_pool_is_what_trying_all_finds(loads: list[PoolLoad]) -> None:
+    best: int | None = None
+    for place, load in enumerate(loads):
+        if load.inside >= load.limit:
+            continue
+        if best is None or Fraction(load.inside, load.limit) < Fraction(
+            loads[best].inside, loads[best].limit
+        ):
+            best = place
+    assert least_full(loads) == best
+
+
+def test_the_first_of_equals_is_taken() -> None:
+    assert least_full([PoolLoad(1, 3), PoolLoad(2, 6), PoolLoad(0, 1)]) == 2
+    assert least_full([PoolLoad(1, 3), PoolLoad(2, 6)]) == 0
+    assert least_full([PoolLoad(1, 1), PoolLoad(7, 7)]) is None
+
+
+THINK, ANSWER = ThinkingMode.THINKING, ThinkingMode.NON_THINKING
+
+
+@pytest.mark.parametrize(
+    ("modes", "asked", "opened"),
+    [
+        (("thinking", "non_thinking"), {THINK, ANSWER}, set()),
+        (("thinking",), {THINK}, set()),
+        (("thinking", "auto"), {THINK}, {THINK}),
+        (("auto",), set(), {THINK, ANSWER}),
+        (("thinking", "non_thinking", "auto"), {THINK, ANSWER}, {THINK, ANSWER}),
+    ],
+)
+def test_what_a_pools_modes_mean(
+    modes: tuple[Mode, ...], asked: set[ThinkingMode], opened: set[ThinkingMode]
+) -> None:
+    assert {mode for mode in ThinkingMode if serves(modes, mode, is_open=False)} == asked
+    assert {mode for mode in ThinkingMode if serves(modes, mode, is_open=True)} == opened

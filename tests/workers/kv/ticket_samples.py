@@ -1,0 +1,63 @@
+"""Small sound tickets for the tests of tickets and handoffs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inference_pio.workers.kv.ticket import (
+    Buffer,
+    Expected,
+    KVLayout,
+    TicketHeader,
+    Words,
+    encode_ticket,
+    request_digest,
+)
+from inference_pio.workers.kv.token_chain import TokenChain
+
+FINGERPRINT = bytes(range(32))
+LAYOUT = KVLayout(FINGERPRINT, "bfloat16", num_layers=2, num_kv_heads=2, head_dim=2, block_size=4)
+TOKENS = tuple(range(100, 119))
+"""A prompt of four full blocks and three tokens more."""
+ATTEMPT, EPOCH = 7, 2**62 + 1
+
+
+def chain_of(tokens: tuple[int, ...] = TOKENS, salt: str = "salt") -> TokenChain:
+    return TokenChain(tokens, LAYOUT.block_size, FINGERPRINT, salt)
+
+
+def words(num_blocks: int, layout: KVLayout = LAYOUT, seed: int = 0) -> Words:
+    """Random elements, none of them zero."""
+    drawn = np.random.default_rng(seed).integers(1, 2**15 - 1, layout.shape(num_blocks))
+    return drawn.astype(layout.words)
+
+
+def header(start: int = 4, end: int = 12, **changes: object) -> TicketHeader:
+    fields: dict[str, object] = {
+        "layout": LAYOUT,
+        "request_id_digest": request_digest("r"),
+        "attempt": ATTEMPT,
+        "epoch": EPOCH,
+        "start": start,
+        "end": end,
+        "chain": chain_of().at(end) if end <= len(TOKENS) else bytes(32),
+    }
+    return TicketHeader(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def ticket(start: int = 4, end: int = 12, **changes: object) -> Buffer:
+    made = header(start, end, **changes)
+    return encode_ticket(made, words(made.num_blocks, made.layout))
+
+
+def expected(start: int = 4, limit: int = len(TOKENS), **changes: object) -> Expected:
+    fields: dict[str, object] = {
+        "layout": LAYOUT,
+        "request_id_digest": request_digest("r"),
+        "attempt": ATTEMPT,
+        "epoch": EPOCH,
+        "start": start,
+        "limit": limit,
+        "chain_at": chain_of().at,
+    }
+    return Expected(**{**fields, **changes})  # type: ignore[arg-type]

@@ -1,0 +1,224 @@
+"""A rank that is dead, stopped or broken: the group ends in bounded time, with a typed error.
+
+Ranks are subprocesses here wherever one is hit; each fault is proved before its effect counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from inference_pio.workers.async_engine import AsyncEngine, EngineDeadError, build_engine
+from inference_pio.workers.config import EngineConfig
+from inference_pio.workers.executor import GroupLostError
+from inference_pio.workers.parallel.stage import Stage
+from inference_pio.workers.types import GenerateRequest, SamplingParams, StepOutput, TokenChunk
+
+MakeDriver = Callable[..., Any]
+Prompt = Callable[..., list[int]]
+
+RANK_TIMEOUT_S = 1.0
+BOUND_S = 5.0
+"""Within which everything is to be gone; silence is noticed after ``RANK_TIMEOUT_S``."""
+WAIT_S = 60.0
+GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "loop_guard": False}
+CONFIG = EngineConfig(
+    dtype="float32",
+    block_size=16,
+    kv_cache_bytes=32 << 20,
+    parallel={"tensor": 2, "rank_timeout_s": RANK_TIMEOUT_S},  # type: ignore[arg-type]
+)
+
+
+class Running:
+    """An engine of two processes with requests that go on for long."""
+
+    def __init__(self) -> None:
+        self.chunks: queue.Queue[TokenChunk] = queue.Queue()
+        self.engine = AsyncEngine(build_engine(CONFIG), self._deliver)
+        self.executor: Any = self.engine.engine.executor
+        self.rank = psutil.Process(self.executor.ranks[0].pid)
+        self.engine.start()
+        for i in range(3):
+            params = SamplingParams(max_tokens=4000, **GREEDY)
+            self.engine.submit(GenerateRequest(f"r{i}", (5, 6, 7), params))
+
+    def _deliver(self, output: StepOutput) -> None:
+        for chunk in output.chunks:
+            self.chunks.put(chunk)
+
+    def ends(self) -> dict[str, str]:
+        """The error code that each request ended with."""
+        found: dict[str, str] = {}
+        while len(found) < 3:
+            chunk = self.chunks.get(timeout=WAIT_S)
+            if chunk.finish_reason is not None:
+                assert chunk.error is not None
+                assert chunk.request_id not in found
+                found[chunk.request_id] = str(chunk.error.code)
+        return found
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    running = Running()
+    yield running
+    running.engine.stop()
+    assert not running.rank.is_running()
+
+
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def until(condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_requests_end_with_a_typed_error_when_a_rank_is_hit(
+    running: Running, fault: signal.Signals
+) -> None:
+    assert running.chunks.get(timeout=WAIT_S).finish_reason is None
+    hit = time.monotonic()
+    running.rank.send_signal(fault)
+    if fault is signal.SIGSTOP:
+        until(lambda: running.rank.status() == psutil.STATUS_STOPPED)
+    else:
+        until(lambda: gone(running.rank))
+    assert running.ends() == dict.fromkeys(("r0", "r1", "r2"), "engine_dead")
+    until(lambda: gone(running.rank))
+    assert time.monotonic() - hit < BOUND_S
+    with pytest.raises(EngineDeadError, match="GroupLostError: rank 1"):
+        asyncio.run(running.engine.health(WAIT_S))
+    with pytest.raises(GroupLostError, match="rank 1"):
+        running.executor.check()
+    with pytest.raises(GroupLostError, match="rank 1"):
+        running.executor.read_blocks([0])
+
+
+RANK_0 = f"""
+import sys, time
+from inference_pio.workers.config import EngineConfig
+from inference_pio.workers.engine import Engine
+from inference_pio.workers.types import GenerateRequest, SamplingParams
+engine = Engine(EngineConfig.model_validate_json({CONFIG.model_dump_json()!r}))
+params = SamplingParams(max_tokens=4000, ignore_eos=True)
+print(*(rank.pid for rank in engine.executor.ranks), flush=True)
+while True:
+    if not engine.has_work:
+        engine.add(GenerateRequest("r", (5, 6, 7), params))
+    engine.step()
+"""
+
+
+@pytest.mark.parametrize(
+    "fault", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_ranks_end_without_rank_0(fault: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", RANK_0], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            rank_0 = psutil.Process(process.pid)
+            rank = psutil.Process(int(process.stdout.readline()))
+            hit = time.monotonic()
+            os.kill(process.pid, fault)
+            if fault is signal.SIGSTOP:
+                until(lambda: rank_0.status() == psutil.STATUS_STOPPED)
+            else:
+                until(lambda: gone(rank_0))
+            until(lambda: gone(rank))
+            assert time.monotonic() - hit < BOUND_S
+        finally:
+            process.kill()
+
+
+# --- ranks as threads: what breaks inside ---------------------------------------------------------
+
+
+def break_rank(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+    """From now on ``action`` comes before every step of a rank."""
+    plain = Stage.forward
+
+    def forward(self: Stage, step: Any) -> None:
+        if self.shard.rank == number:
+            action()
+        plain(self, step)
+
+    monkeypatch.setattr(Stage, "forward", forward)
+
+
+def fail() -> None:
+    raise MemoryError("no room for 7 bytes")
+
+
+def test_a_rank_that_fails_in_a_step_says_why(
+    loss_grid: MakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = loss_grid(parallel={"tensor": 2})
+    break_rank(monkeypatch, 1, fail)
+    driver.add("r", [1, 2, 3], max_tokens=3, **GREEDY)
+    with pytest.raises(GroupLostError, match="rank 1 failed: MemoryError: no room for 7 bytes"):
+        driver.run()
+
+
+def test_a_failure_on_rank_0_ends_the_others(
+    loss_grid: MakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = loss_grid(parallel={"tensor": 2, "pipeline": 2})
+    break_rank(monkeypatch, 0, fail)
+    driver.add("r", [1, 2, 3], max_tokens=3, **GREEDY)
+    with pytest.raises(GroupLostError, match="rank 0 failed: MemoryError: no room for 7 bytes"):
+        driver.run()
+    until(lambda: not any(rank.is_alive() for rank in driver.engine.executor.ranks))
+
+
+def test_nobody_waits_for_a_rank_that_can_not_be_killed(
+    loss_grid: MakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sockets stay open, so that only looking up ends the wait in a collective."""
+    driver = loss_grid(parallel={"tensor": 2})
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hanging.set()
+        assert go_on.wait(WAIT_S)
+
+    break_rank(monkeypatch, 1, hang)
+    hub = driver.engine.executor._members.hub
+    driver.add("r", [1, 2, 3], max_tokens=3, **GREEDY)
+    judge = threading.Thread(target=lambda: (hanging.wait(WAIT_S), hub.lose("rank 1 hangs")))
+    judge.start()
+    with pytest.raises(GroupLostError, match="rank 1 hangs"):
+        driver.run()
+    judge.join()
+    go_on.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_idle_engine_is_not_healthy_without_its_ranks(loss_grid: MakeDriver) -> None:
+    driver = loss_grid(parallel={"tensor": 2})
+    engine = AsyncEngine(driver.engine, lambda output: None)
+    engine.start()
+    asyncio.run(engine.health(WAIT_S))
+    driver.engine.executor._members.hub.lose("rank 1 is gone")
+    with pytest.raises(EngineDeadError, match="GroupLostError: rank 1 is gone"):
+        asyncio.run(engine.health(WAIT_S))
+    engine.stop()

@@ -1,0 +1,49 @@
+"""KV blocks between torch tensors and the integer arrays that tickets carry, without copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ticket import TicketDType, Words
+
+_DTYPES: dict[TicketDType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_WORDS = {2: torch.int16, 4: torch.int32}
+
+
+def ticket_dtype(dtype: torch.dtype) -> TicketDType:
+    """The name of an element type in a ticket. Raises ``ValueError`` for one that cannot travel."""
+    for name, known in _DTYPES.items():
+        if known is dtype:
+            return name
+    raise ValueError(f"KV travels as one of {', '.join(_DTYPES)}, got {dtype}")
+
+
+def as_words(blocks: Tensor) -> Words:
+    """A CPU tensor's elements as integers of their width, over the same memory."""
+    words: Words = blocks.contiguous().view(_WORDS[blocks.dtype.itemsize]).numpy()
+    return words
+
+
+def as_tensor(words: Words, dtype: TicketDType) -> Tensor:
+    """Read-only words as a tensor over the same memory: only ever read from it."""
+    return torch.from_numpy(np.asarray(_Unlocked(words))).view(_DTYPES[dtype])
+
+
+class _Unlocked:
+    """Tells numpy that an array may be written: torch has no read-only tensors and warns."""
+
+    def __init__(self, words: Words) -> None:
+        self._words = words  # keeps the memory alive as long as the view
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        address, _ = self._words.__array_interface__["data"]
+        return {**self._words.__array_interface__, "data": (address, False)}

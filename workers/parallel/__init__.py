@@ -1,0 +1,1 @@
+"""One engine on a grid of ranks: tensor, pipeline and sequence parallelism."""
