@@ -1,9 +1,14 @@
 """KV tickets through Ray's object store.
 
-1. The prefill replica yields a ticket from a streaming call that was made *by reference*: Ray
-   copies it into that node's object store. The caller owns it: it outlives the replica.
+1. The prefill replica puts a ticket into its node's object store and yields the reference from a
+   streaming call that was made *by reference*, so that Ray counts who holds it.
 2. Where the nodes differ, the caller's node fetches it; the caller reads it in place.
 3. Nobody refers to it any more once the engine has copied it into its blocks, and Ray frees it.
+
+The prefill replica owns its tickets: with it die those that nobody has fetched, and the decode side
+computes them itself. Yielded as they are, the decode replica would own them; and what is yielded to
+an owner that has just died, Ray 2.60 keeps in the store for ever (measured: every such item, also
+after its producer has ended).
 """
 
 from __future__ import annotations
@@ -64,16 +69,13 @@ class ObjectStoreTransport:
         )
         assert isinstance(call, DeploymentResponseGenerator)  # what stream=True stands for
         try:
-            refs = await call._to_object_ref_gen()
-            named = False
-            async for ref in refs:
+            items = await call._to_object_ref_gen()
+            yield decode_replica_id(await _fetch(await anext(items)))
+            async for item in items:
+                (ticket,) = await item
                 asked = time.monotonic()
-                buffer = await _fetch(ref)
-                if named:
-                    yield Arrival(buffer, time.monotonic() - asked)
-                else:
-                    named = True
-                    yield decode_replica_id(buffer)
+                buffer = await _fetch(ticket)
+                yield Arrival(buffer, time.monotonic() - asked)
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 

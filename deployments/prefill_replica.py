@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from ..workers.config import EngineConfig
@@ -17,8 +19,6 @@ from .replica_port import listen_on_node_address
 from .wire import RouteHints
 
 if TYPE_CHECKING:
-    import asyncio
-
     from .prefill_service import PrefillService
 
 
@@ -48,12 +48,14 @@ class PrefillReplica:
 
     async def prefill(
         self, request: PrefillRequest, *, hints: RouteHints
-    ) -> AsyncGenerator[Buffer, None]:
-        """To be called by reference, so that tickets go through the object store."""
+    ) -> AsyncGenerator[Buffer | list[Any], None]:
+        """This replica's name, then a reference to each ticket; to be called by reference."""
         # Closed here and now when the caller goes: what it holds is not left to the collector.
         async with aclosing(self._running().prefill(request)) as stream:
+            yield await anext(stream)
             async for buffer in stream:
-                yield buffer
+                # In a thread, for it copies; in a list, for Ray would resolve a bare reference.
+                yield [await asyncio.to_thread(ray.put, buffer)]
 
     async def acknowledge(
         self, request_id: str, attempt: int, epoch: int, count: int, *, replica_id: str

@@ -6,7 +6,7 @@ import copy
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,17 +74,17 @@ class PoolsService:
     def text(self, model: str, prompt: list[int], max_tokens: int = 12) -> str:
         return str(self.complete(model, prompt, max_tokens=max_tokens)["choices"][0]["text"])
 
-    def numbers(self, name: str, pool: str, by: str | None = None) -> Counter[str]:
+    def numbers(self, name: str, pool: str, by: str | None = None) -> dict[str, float]:
         """A metric of a pool, its replicas summed up, by one of its labels."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = defaultdict(float)
         text = self.client.get("/metrics").text
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == f"inference_pio_{name}" and sample.labels.get("pool") == pool:
-                    found[sample.labels[by] if by else ""] += int(sample.value)
+                    found[sample.labels[by] if by else ""] += sample.value
         return found
 
-    def number(self, name: str, pool: str) -> int:
+    def number(self, name: str, pool: str) -> float:
         return self.numbers(name, pool)[""]
 
     def processes(self, title: str) -> list[psutil.Process]:
@@ -97,6 +97,23 @@ class PoolsService:
             except psutil.Error:
                 continue  # it has ended meanwhile
         return found
+
+    def expect_quiet(self) -> None:
+        """Wait until nobody holds anything: no request, block, handoff or ticket."""
+        held = (
+            "kv_imports_running",
+            "kv_exports_running",
+            "requests_running",
+            "requests_waiting",
+            "kv_cache_used_ratio",
+            "handoffs_running",
+            "handoffs_waiting",
+        )
+        for pool in ("one", "answer", "prefill", "ranks"):
+            for name in held:
+                until(lambda n=name, p=pool: self.number(n, p) == 0, f"{pool}: {name}")
+        # Serve keeps some hundred kilobytes of its own there.
+        until(lambda: self.object_store_bytes() < 2**20, "tickets stay in the object store")
 
     def object_store_bytes(self) -> int:
         """What lies in Ray's object store now."""

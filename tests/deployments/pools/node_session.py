@@ -87,12 +87,12 @@ async def all_streams(url: str, at_start: Any = None) -> list[str]:
 
 def engines() -> dict[int, str]:
     """Process id to node id of the engine replicas."""
-    from ray.util.state import list_actors
+    from ray._private.state import actors
 
     return {
-        actor.pid: actor.node_id
-        for actor in list_actors(detail=True)
-        if actor.state == "ALIVE" and actor.class_name.startswith("ServeReplica:nodes:engine")
+        actor["Pid"]: actor["Address"]["NodeID"]
+        for actor in actors().values()
+        if actor["State"] == "ALIVE" and actor["ActorClassName"] == "ServeReplica:nodes:engine"
     }
 
 

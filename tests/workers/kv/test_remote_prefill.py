@@ -247,6 +247,14 @@ def test_a_meter_follows_a_change_within_some_half_lives() -> None:
     assert 850.0 < (meter.rate(60.0) or 0.0) < 900.0
 
 
+def test_without_a_measurement_there_is_no_rate() -> None:
+    meter = RateMeter(half_life_s=0.5)
+    assert meter.rate(1e9) is None
+    meter.add(3.0, 2.0, 1e9)
+    assert meter.rate(1e12) == 1.5
+    assert RateMeter(half_life_s=0.5, forget_s=0.5).rate(0.0) is None
+
+
 def test_an_old_measurement_is_forgotten() -> None:
     meter = RateMeter(half_life_s=2.0, forget_s=30.0)
     assert meter.rate(0.0) is None
