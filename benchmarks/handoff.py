@@ -132,7 +132,10 @@ class HandoffBench:
         seconds = time.perf_counter() - begin
         imported = engine.stats().kv_imported_tokens - before
         if imported != (num_tokens - 1 if way.remote else 0):
-            raise RuntimeError(f"{way.name}: {imported} of {num_tokens} tokens were handed over")
+            ends = engine.stats().kv_import_ends
+            raise RuntimeError(
+                f"{way.name}: {imported} of {num_tokens} tokens were handed over; imports ended {ends}"
+            )
         engine.remote_prefill = None
         engine.abort_all()
         while engine.has_work:

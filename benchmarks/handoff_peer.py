@@ -76,6 +76,8 @@ def prefill_peer(config: EngineConfig) -> Iterator[Any]:
             log_to_driver=False,
             logging_level=logging.ERROR,
             _temp_dir=folder,
+            # As the server sets it: by default the peer would give way to the engine beside it.
+            _system_config={"worker_niceness": 0},
         )
         try:
             actor: Any = ray.remote(PrefillPeer)

@@ -26,7 +26,15 @@ from ..workers.types import (
 )
 from .handoff_stats import DecodeStats
 from .kv_source import KVSource
-from .wire import HEARTBEAT_S, ModelFacts, RouteHints, RoutingStats, SubmitReply, WrongReplicaError
+from .wire import (
+    HEARTBEAT_S,
+    ModelFacts,
+    RouteHints,
+    RoutingStats,
+    StreamSweptError,
+    SubmitReply,
+    WrongReplicaError,
+)
 
 ORPHAN_S = 10.0
 
@@ -84,6 +92,7 @@ class EngineService:
         self._engine = AsyncEngine(engine, self._on_step)
         self._source = open_source(self._engine) if open_source is not None else None
         self._outboxes: dict[str, Outbox] = {}
+        self._swept: set[str] = set()  # ids are never used again, and sweeps are rare
         self._stream_of: dict[str, str] = {}
         self._open_choices: dict[str, int] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -158,9 +167,13 @@ class EngineService:
     ) -> AsyncGenerator[list[TokenChunk], None]:
         """All chunks for one ingress, one yield a step; an empty batch when it has been quiet.
 
-        Raises ``WrongReplicaError`` when the caller means another replica.
+        Raises ``WrongReplicaError`` when the caller means another replica, ``StreamSweptError``
+        when requests of this stream were ended because it came too late.
         """
         self._require_me(replica_id)
+        if stream_id in self._swept:
+            self._swept.discard(stream_id)
+            raise StreamSweptError(f"nobody read {stream_id} for {ORPHAN_S:g} s")
         outbox = self._outbox(stream_id)
         me = outbox.attach()
         try:
@@ -201,7 +214,9 @@ class EngineService:
         outbox = self._outboxes.get(stream_id)
         if outbox is not None and outbox.reader is None:
             del self._outboxes[stream_id]
-            self._withdraw(tuple(outbox.requests))
+            if outbox.requests:
+                self._swept.add(stream_id)
+                self._withdraw(tuple(outbox.requests))
 
     def _register(self, request: GenerateRequest, stream_id: str, outbox: Outbox) -> None:
         self._stream_of[request.request_id] = stream_id

@@ -16,6 +16,9 @@ def common_settings(cores: int) -> dict[str, str]:
         # A dead proxy is back after 4 s instead of 24.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "2",
+        # Ray starts its workers at niceness 15, so that anything else on the machine would slow
+        # down an engine to a fraction.
+        "RAY_worker_niceness": "0",
         # Log lines arrive as they are written, not merged with similar ones.
         "RAY_DEDUP_LOGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -42,6 +42,8 @@ SUBMIT_S = 30.0
 """How long a request waits for a replica that takes it, as while one restarts."""
 ABORT_S = 10.0
 """How long an abort is tried; later the replica sweeps the request itself."""
+STATS_S = 2.0
+"""How long a scrape of the metrics waits for a replica's numbers."""
 _REMEMBERED = 4096
 T = TypeVar("T")
 
@@ -131,15 +133,28 @@ class StreamMux:
             self._forget(flight)
 
     async def stats(self) -> dict[str, EngineStats]:
-        """The engine's numbers by replica; a replica that is gone drops out."""
-        found: dict[str, EngineStats] = {}
-        for replica_id in sorted(self._known):
-            try:
-                found[replica_id] = await self._transport.stats(replica_id=replica_id)
-            except Exception as error:
-                logger.info("no statistics from %s: %s", replica_id, error)
-                self._known.discard(replica_id)
-        return found
+        """The engine's numbers by replica; a replica that is gone drops out.
+
+        One that does not answer in time is left out this once: its node may just have been lost.
+        """
+        asked = sorted(self._known)
+        answers = await asyncio.gather(*map(self._stats_of, asked))
+        return {
+            replica_id: stats
+            for replica_id, stats in zip(asked, answers, strict=True)
+            if stats is not None
+        }
+
+    async def _stats_of(self, replica_id: str) -> EngineStats | None:
+        try:
+            async with asyncio.timeout(STATS_S):
+                return await self._transport.stats(replica_id=replica_id)
+        except TimeoutError:
+            logger.info("no statistics from %s within %g s", replica_id, STATS_S)
+        except Exception as error:
+            logger.info("no statistics from %s: %s", replica_id, error)
+            self._known.discard(replica_id)
+        return None
 
     def know(self, replica_id: str) -> None:
         """Include a replica in ``stats`` before it has served a request."""

@@ -103,6 +103,10 @@ class WrongReplicaError(RuntimeError):
     """A call aimed at another replica, which is gone."""
 
 
+class StreamSweptError(RuntimeError):
+    """A subscription that comes after its requests were ended for want of a reader."""
+
+
 @dataclass(frozen=True, slots=True)
 class SubmitReply:
     """Who took the requests; with ``error`` nobody did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,10 +13,16 @@ import pytest
 from inference_pio.deployments.config import load_config
 from inference_pio.deployments.engine_service import EngineService
 from inference_pio.deployments.stream_mux import StreamMux
-from inference_pio.deployments.wire import RouteHints, SubmitReply, WrongReplicaError
+from inference_pio.deployments.wire import (
+    RouteHints,
+    StreamSweptError,
+    SubmitReply,
+    WrongReplicaError,
+)
 from inference_pio.workers.engine import Engine
 from inference_pio.workers.model_source import resolve_model
 from inference_pio.workers.types import (
+    EngineStats,
     GenerateRequest,
     QueueFullError,
     RequestError,
@@ -245,6 +252,53 @@ def test_calls_for_another_replica_are_refused() -> None:
                 await anext(service.subscribe("s", replica_id="other"))
 
     asyncio.run(main())
+
+
+def test_a_reader_that_comes_after_the_sweep_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference_pio.deployments.engine_service.ORPHAN_S", 0.1)
+
+    async def main() -> None:
+        async with engine_service() as service:
+            await service.submit("late", [request("a", 4000)], RouteHints())
+            await begun(service)
+            await at_rest(service)
+            with pytest.raises(StreamSweptError):
+                await anext(service.subscribe("late", replica_id="replica"))
+
+    asyncio.run(main())
+
+
+def test_a_replica_that_does_not_answer_holds_up_no_metrics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("inference_pio.deployments.stream_mux.STATS_S", 0.1)
+
+    async def main() -> None:
+        async with engine_service() as service:
+            silent = Silent(service)
+            mux = mux_of(silent)
+            for name in ("lost-1", "replica", "lost-2", "gone"):
+                mux.know(name)
+            assert set(await mux.stats()) == {"replica"}
+            assert set(await mux.stats()) == {"replica"}
+            assert silent.asked == {"lost-1": 2, "replica": 2, "lost-2": 2, "gone": 1}
+            await mux.close()
+
+    asyncio.run(main())
+
+
+class Silent:
+    """A real service among replicas that are lost with their node, which nobody has noticed."""
+
+    def __init__(self, service: EngineService) -> None:
+        self._service = service
+        self.asked: Counter[str] = Counter()
+
+    async def stats(self, *, replica_id: str) -> EngineStats:
+        self.asked[replica_id] += 1
+        if replica_id.startswith("lost"):
+            await asyncio.Event().wait()
+        return await self._service.stats(replica_id=replica_id)
 
 
 def test_requests_of_a_dead_ingress_are_swept(monkeypatch: pytest.MonkeyPatch) -> None:
