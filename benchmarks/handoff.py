@@ -132,9 +132,9 @@ class HandoffBench:
         seconds = time.perf_counter() - begin
         imported = engine.stats().kv_imported_tokens - before
         if imported != (num_tokens - 1 if way.remote else 0):
-            ends = engine.stats().kv_import_ends
             raise RuntimeError(
-                f"{way.name}: {imported} of {num_tokens} tokens were handed over; imports ended {ends}"
+                f"{way.name}: {imported} of {num_tokens} tokens were handed over; "
+                f"imports ended {engine.stats().kv_import_ends}"
             )
         engine.remote_prefill = None
         engine.abort_all()

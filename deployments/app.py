@@ -62,6 +62,7 @@ def build(args: dict[str, Any]) -> Application:
         # Serve's own handling of a request must see the headers that our outermost layer leaves.
         ray_actor_options={
             "num_cpus": 0,
+            "resources": config.replicas.ingress_resources,
             "runtime_env": {"env_vars": {EDGE_SETTING: CALLBACK_IMPORT_PATH}},
         },
     )(IngressReplica).bind(config, pools)

@@ -162,6 +162,9 @@ class ReplicaConfig(FrozenConfig):
 
     ingress_replicas: Literal[1] = 1
     """HTTP processes; one, since /metrics counts what its own process served."""
+    ingress_resources: dict[str, float] = Field({})
+    """Custom Ray resources of an ingress. ``node:__internal_head__: 0.001`` keeps it on the head of
+    a cluster: with the node of their ingress, clients lose their connection."""
     health_timeout_s: float = Field(30.0, gt=0)
     """An engine loop that takes no turn for this long is dead."""
     idle_subscription_s: float = Field(60.0, gt=0)

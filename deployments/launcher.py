@@ -35,6 +35,7 @@ from . import haproxy
 from .application_file import Application, read_shapes
 from .check.demand import total_demand, whole
 from .config import ServiceConfig
+from .kv_transport import MAX_PULLS, WINDOW_BYTES
 from .local_ports import free_ports, is_answering, require_free_port
 from .own_processes import adopt_orphans, descendants, end_descendants, is_alive
 from .ray_settings import private_files, serve_settings, usable_cores
@@ -47,12 +48,6 @@ STOP_TIMEOUT_S = 20.0
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Where no KV travels nothing large passes through it; Ray's own default is 30 % of the memory."""
-
-HANDOFFS = 8
-"""Handoffs that a decode replica pulls at once (``kv_source.MAX_PULLS``)."""
-
-HANDOFF_WINDOW_BYTES = 128 * 2**20
-"""KV of one of them in the store (``kv_transport.WINDOW_BYTES``), or one step's if that is more."""
 
 Progress = Callable[[str], None]
 
@@ -100,7 +95,7 @@ def object_store_bytes(config: ServiceConfig, memory: int, shared_memory: int) -
         if pool.prefill is not None:
             source = sources[pool.prefill.pool]
             step = source.max_batched_tokens * kv_bytes_per_token(source)
-            size += pool.replicas * HANDOFFS * max(HANDOFF_WINDOW_BYTES, step)
+            size += pool.replicas * MAX_PULLS * max(WINDOW_BYTES, step)
     bound = int(min(0.3 * memory, 0.8 * shared_memory))
     return max(OBJECT_STORE_BYTES, min(size, bound))
 

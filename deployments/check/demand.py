@@ -39,8 +39,8 @@ def replica_groups(config: ServiceConfig) -> tuple[ReplicaGroup, ...]:
 
 
 def total_demand(config: ServiceConfig) -> dict[str, float]:
-    """Logical resources of all replicas together."""
-    total: Counter[str] = Counter()
+    """Logical resources of all replicas together, the ingress's custom ones included."""
+    total: Counter[str] = Counter(config.replicas.ingress_resources)  # type: ignore[arg-type]
     for group in replica_groups(config):
         for name, amount in group.per_rank.items():
             total[name] += amount * group.num_ranks  # type: ignore[assignment]

@@ -17,7 +17,7 @@ API_VERSION = "ray.io/v1"
 OWN_COMMAND = "ray.io/overwrite-container-cmd"
 GPU = "nvidia.com/gpu"
 
-# Fields of KubeRay 1.5, of its published API reference.
+# Fields of KubeRay's RayService that these files use or are likely to; not the whole API.
 SERVICE_KEYS = (
     "serveConfigV2",
     "rayClusterConfig",

@@ -21,7 +21,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 NUM_STREAMS = 8
 TOKENS = 1500
-EDGE_SETTING = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 GONE_S = 150.0
 """For workers to notice that their head is gone: Ray gives it a minute."""
 
@@ -50,18 +49,7 @@ def application() -> dict[str, Any]:
         "engine": {"model": "embedded", "dtype": "float32", "block_size": 16, "num_threads": 1}
         | {"kv_cache_bytes": 2**28},
     }
-    entry["deployments"] = [
-        {
-            "name": "ingress",
-            "ray_actor_options": {
-                "num_cpus": 0,
-                "resources": {"node:__internal_head__": 0.001},
-                "runtime_env": {
-                    "env_vars": {EDGE_SETTING: "inference_pio.deployments.edge:middlewares"}
-                },
-            },
-        }
-    ]
+    entry["args"]["replicas"] = {"ingress_resources": {"node:__internal_head__": 0.001}}
     return document
 
 

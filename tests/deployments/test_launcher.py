@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference_pio.deployments import kv_source, kv_transport
 from inference_pio.deployments.config import ServiceConfig, load_config
+from inference_pio.deployments.kv_transport import MAX_PULLS, WINDOW_BYTES
 from inference_pio.deployments.launcher import (
-    HANDOFF_WINDOW_BYTES,
-    HANDOFFS,
     OBJECT_STORE_BYTES,
     failure_reason,
     kv_bytes_per_token,
@@ -99,15 +97,15 @@ def test_without_handoffs_the_object_store_stays_small() -> None:
 
 def test_the_object_store_holds_the_handoffs_of_every_decode_replica() -> None:
     config = pools(PREFILL, {**DECODE, "replicas": 2})
-    want = OBJECT_STORE_BYTES + 2 * HANDOFFS * HANDOFF_WINDOW_BYTES
+    want = OBJECT_STORE_BYTES + 2 * MAX_PULLS * WINDOW_BYTES
     assert object_store_bytes(config, LARGE, LARGE) == want
 
 
 def test_a_step_that_is_larger_than_the_window_counts() -> None:
     config = pools(PREFILL, DECODE, max_batched_tokens=2**20)
     step = 2**20 * kv_bytes_per_token(config.engine)
-    assert step > HANDOFF_WINDOW_BYTES
-    assert object_store_bytes(config, LARGE, LARGE) == OBJECT_STORE_BYTES + HANDOFFS * step
+    assert step > WINDOW_BYTES
+    assert object_store_bytes(config, LARGE, LARGE) == OBJECT_STORE_BYTES + MAX_PULLS * step
 
 
 def test_the_object_store_leaves_memory_for_the_rest() -> None:
@@ -115,11 +113,6 @@ def test_the_object_store_leaves_memory_for_the_rest() -> None:
     assert object_store_bytes(config, 2**31, LARGE) == int(0.3 * 2**31)
     assert object_store_bytes(config, LARGE, 2**29) == int(0.8 * 2**29)
     assert object_store_bytes(config, LARGE, 2**20) == OBJECT_STORE_BYTES
-
-
-def test_the_rule_follows_the_handoffs_own_limits() -> None:
-    assert kv_source.MAX_PULLS == HANDOFFS
-    assert kv_transport.WINDOW_BYTES == HANDOFF_WINDOW_BYTES
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])

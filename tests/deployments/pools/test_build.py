@@ -25,6 +25,7 @@ RANKS = {
     "placement": "SPREAD",
     "engine": {"parallel": {"tensor": 2, "pipeline": 2}},
 }
+HEAD = {"node:__internal_head__": 0.001}
 SCRIPT = """
 import json, sys
 from ray.exceptions import (
@@ -67,7 +68,13 @@ print(json.dumps({"bound": bound, "reasons": reasons}))
 
 @cache
 def found() -> dict[str, Any]:
-    arguments = json.dumps({"pools": [DECODE, PREFILL, RANKS], "api": {"request_timeout_s": 50}})
+    arguments = json.dumps(
+        {
+            "pools": [DECODE, PREFILL, RANKS],
+            "api": {"request_timeout_s": 50},
+            "replicas": {"ingress_resources": HEAD},
+        }
+    )
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, arguments], check=True, capture_output=True, timeout=120
     )
@@ -80,6 +87,10 @@ def test_every_pool_is_a_deployment_with_its_options() -> None:
     assert bound["prefill"]["replicas"] == 2
     assert bound["prefill"]["actor"] == {"num_cpus": 1.0, "num_gpus": 0.0, "resources": {"big": 1}}
     assert bound["prefill"]["bundles"] is None
+
+
+def test_the_ingress_lies_where_the_file_says() -> None:
+    assert found()["bound"]["ingress"]["actor"] == {"num_cpus": 0, "resources": HEAD}
 
 
 def test_a_parallel_pool_reserves_a_bundle_for_each_rank() -> None:
