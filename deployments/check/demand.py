@@ -40,7 +40,7 @@ def replica_groups(config: ServiceConfig) -> tuple[ReplicaGroup, ...]:
 
 def total_demand(config: ServiceConfig) -> dict[str, float]:
     """Logical resources of all replicas together, the ingress's custom ones included."""
-    total: Counter[str] = Counter(config.replicas.ingress_resources)  # type: ignore[arg-type]
+    total: Counter[str] = Counter(config.replicas.ingress_resources)
     for group in replica_groups(config):
         for name, amount in group.per_rank.items():
             total[name] += amount * group.num_ranks  # type: ignore[assignment]
