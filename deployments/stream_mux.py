@@ -104,6 +104,7 @@ class StreamMux:
         self._readers: dict[Source, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
+        self._last_stats: dict[str, EngineStats] = {}
         self._left: OrderedDict[str, None] = OrderedDict()
 
     @property
@@ -135,26 +136,26 @@ class StreamMux:
     async def stats(self) -> dict[str, EngineStats]:
         """The engine's numbers by replica; a replica that is gone drops out.
 
-        One that does not answer in time is left out this once: its node may just have been lost.
+        For one that does not answer in time its last numbers stand: it may be busy, or its node
+        lost and nobody has noticed yet.
         """
-        asked = sorted(self._known)
-        answers = await asyncio.gather(*map(self._stats_of, asked))
-        return {
-            replica_id: stats
-            for replica_id, stats in zip(asked, answers, strict=True)
-            if stats is not None
-        }
+        # Each in a context of its own: calls of one request to one deployment at a time share an id
+        # in Serve 2.60, and the second of them keeps its router busy for ever.
+        await asyncio.gather(*[_detached(self._ask_stats(name)) for name in list(self._known)])
+        return dict(sorted(self._last_stats.items()))
 
-    async def _stats_of(self, replica_id: str) -> EngineStats | None:
+    async def _ask_stats(self, replica_id: str) -> None:
         try:
             async with asyncio.timeout(STATS_S):
-                return await self._transport.stats(replica_id=replica_id)
+                stats = await self._transport.stats(replica_id=replica_id)
         except TimeoutError:
             logger.info("no statistics from %s within %g s", replica_id, STATS_S)
         except Exception as error:
             logger.info("no statistics from %s: %s", replica_id, error)
             self._known.discard(replica_id)
-        return None
+            self._last_stats.pop(replica_id, None)
+        else:
+            self._last_stats[replica_id] = stats
 
     def know(self, replica_id: str) -> None:
         """Include a replica in ``stats`` before it has served a request."""

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from inference_pio.workers.types import (
     TokenChunk,
 )
 
+REQUEST = ContextVar("REQUEST", default="")
 ENGINE = {"model": "embedded", "block_size": 16, "kv_cache_bytes": 32 * 2**20, "num_threads": 1}
 
 
@@ -279,6 +281,7 @@ def test_a_replica_that_does_not_answer_holds_up_no_metrics(
             mux = mux_of(silent)
             for name in ("lost-1", "replica", "lost-2", "gone"):
                 mux.know(name)
+            REQUEST.set("the scrape")
             assert set(await mux.stats()) == {"replica"}
             assert set(await mux.stats()) == {"replica"}
             assert silent.asked == {"lost-1": 2, "replica": 2, "lost-2": 2, "gone": 1}
@@ -295,6 +298,8 @@ class Silent:
         self.asked: Counter[str] = Counter()
 
     async def stats(self, *, replica_id: str) -> EngineStats:
+        # Calls that share a request's context share an id in Serve, whose router then spins.
+        assert REQUEST.get() == ""
         self.asked[replica_id] += 1
         if replica_id.startswith("lost"):
             await asyncio.Event().wait()
