@@ -7,12 +7,12 @@ A loop that hangs is left to that check, whose patience is configured.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import os
 from collections.abc import Awaitable, Callable
 
 from ..workers.async_engine import EngineDeadError
+from .detached import detached
 
 PERIOD_S = 0.5
 LAST_WORDS_S = 0.5
@@ -26,7 +26,7 @@ Health = Callable[[float], Awaitable[None]]
 
 def watch_engine(health: Health) -> asyncio.Task[None]:
     """Watch an engine until the task is cancelled; call it in the loop that serves calls."""
-    return asyncio.create_task(_watch(health), context=contextvars.Context())
+    return detached(_watch(health))
 
 
 async def _watch(health: Health) -> None:

@@ -16,7 +16,6 @@ Nothing that goes wrong here reaches a client: every failure is a counted reason
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from ..workers.kv.remote_prefill import PrefillDecision, PrefillInputs, RateMete
 from ..workers.kv.ticket import layout_mismatch
 from ..workers.types import EngineStats, PrefillRequest, RemoteQuery
 from .config import RemotePrefillConfig
+from .detached import detached
 from .handoff_stats import HandoffStats, LastDecision, PeerReport
 from .kv_transport import MAX_PULLS, Arrival, KVTransport
 from .wire import route_hints
@@ -126,7 +126,7 @@ class KVSource:
         """What an engine step began and ended."""
         for request in wanted:
             name = (request.request_id, request.attempt)
-            self._pulls[name] = _detached(self._pull(name, request))
+            self._pulls[name] = detached(self._pull(name, request))
             self._asked_since_report += len(request.token_ids) - request.start
         for name in unwanted:
             task = self._pulls.pop(name, None)
@@ -256,7 +256,7 @@ class KVSource:
         )
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = _detached(work)
+        task = detached(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -282,11 +282,3 @@ def _last_decision(inputs: PrefillInputs, decision: PrefillDecision) -> LastDeci
         local_seconds=decision.local_s,
         remote_seconds=decision.remote_s,
     )
-
-
-def _detached(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Start a task outside the context of the request that happens to be served.
-
-    Serve notes in that context which calls a request makes and cancels them with it.
-    """
-    return asyncio.create_task(work, context=contextvars.Context())

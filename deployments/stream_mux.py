@@ -15,14 +15,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import time
 import uuid
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ..workers.types import (
     EngineStats,
@@ -31,6 +30,7 @@ from ..workers.types import (
     RequestError,
     TokenChunk,
 )
+from .detached import detached
 from .flight import Flight, Source
 from .generation import Generation
 from .migration import loses_its_replica, pause_s
@@ -45,7 +45,6 @@ ABORT_S = 10.0
 STATS_S = 2.0
 """How long a scrape of the metrics waits for a replica's numbers."""
 _REMEMBERED = 4096
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -139,9 +138,7 @@ class StreamMux:
         For one that does not answer in time its last numbers stand: it may be busy, or its node
         lost and nobody has noticed yet.
         """
-        # Each in a context of its own: calls of one request to one deployment at a time share an id
-        # in Serve 2.60, and the second of them keeps its router busy for ever.
-        await asyncio.gather(*[_detached(self._ask_stats(name)) for name in list(self._known)])
+        await asyncio.gather(*[detached(self._ask_stats(name)) for name in list(self._known)])
         return dict(sorted(self._last_stats.items()))
 
     async def _ask_stats(self, replica_id: str) -> None:
@@ -231,7 +228,7 @@ class StreamMux:
         """
         stream_id = self._stream_for(flight)
         flight.begin(stream_id)
-        submit = _detached(self._transport.submit(stream_id, requests, flight.hints_for(requests)))
+        submit = detached(self._transport.submit(stream_id, requests, flight.hints_for(requests)))
         try:
             await asyncio.wait({submit}, timeout=max(0.0, timeout))
             if not submit.done():
@@ -273,7 +270,7 @@ class StreamMux:
         flight.replica_id = source.replica_id
         self._known.add(source.replica_id)
         if source not in self._readers:
-            self._readers[source] = _detached(self._read(source))
+            self._readers[source] = detached(self._read(source))
         early, flight.early = flight.early, []
         for origin, chunk in early:
             self._deliver(origin, chunk)
@@ -414,7 +411,7 @@ class StreamMux:
             logger.info("abort of %s not delivered: %s", request_ids[0], error)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = _detached(work)
+        task = detached(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
@@ -424,12 +421,3 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _detached(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Start a task outside the context of the request that happens to be served.
-
-    Serve notes in that context which calls a request makes and cancels them with it; the shared
-    subscription and an abort must outlive the request that started them.
-    """
-    return asyncio.create_task(work, context=contextvars.Context())

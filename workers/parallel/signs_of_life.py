@@ -18,6 +18,7 @@ import selectors
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ def new_hello(token: bytes, rank: int) -> bytes:
     return token + rank.to_bytes(4, "big")
 
 
-class _Watcher:
+class _Watcher(ABC):
     """A thread that beats, and what both ends of a connection know."""
 
     def __init__(self, name: str, timeout_s: float) -> None:
@@ -80,8 +81,9 @@ class _Watcher:
             if self._reason is None and not self._forgiving:
                 self._reason = reason
 
+    @abstractmethod
     def _run(self) -> None:
-        raise NotImplementedError
+        """What the thread does until the connection ends."""
 
 
 @dataclass(slots=True)
