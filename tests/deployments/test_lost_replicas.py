@@ -191,6 +191,27 @@ def test_no_replica_in_time_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     asyncio.run(main())
 
 
+def test_nobody_waits_for_a_replica_beyond_the_deadline() -> None:
+    async def main() -> None:
+        async with cluster(["one"]) as replicas:
+            mux, asked = mux_of(replicas), asyncio.Event()
+
+            async def busy(*args: Any) -> SubmitReply:
+                asked.set()
+                return await asyncio.Future()
+
+            replicas.services["one"].submit = busy  # type: ignore[method-assign]
+            async with asyncio.timeout(10):
+                with pytest.raises(RequestError) as caught:
+                    await ask(mux, plain(), deadline_s=0.3)
+            assert asked.is_set()
+            assert caught.value.code == "deadline_exceeded"
+            assert mux.num_open == 0
+            await mux.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("by_deadline", [False, True])
 def test_a_client_that_leaves_between_two_replicas_leaves_nothing(
     by_deadline: bool, monkeypatch: pytest.MonkeyPatch
