@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# pytest imports test modules on their own; their helpers lie beside them.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from hosts import HOME, Hosts, missing
-from ray_cluster import RayCluster
+from .hosts import HOME, Hosts, missing
+from .ray_cluster import RayCluster
 
 RESOURCES = {"host1": {"decode": 1.0}, "host2": {"prefill": 1.0}, "host3": {"decode": 1.0}}
 

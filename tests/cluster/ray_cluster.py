@@ -4,7 +4,8 @@
 2. Each host gets a Python environment that already holds what the package needs, as from an
    operator's image; the package itself comes with ``ray up``, over ssh.
 3. ``up``: the YAML with the hosts' addresses put in; returns when every node has joined.
-4. ``deploy``: the application file goes to the head, ``serve deploy`` runs there.
+4. ``deploy``: the application file goes to the head with ``ray rsync-up``, and ``ray exec`` has
+   ``serve deploy`` run there, as docs/clusters.md says.
 5. ``down``: ``ray down``.
 """
 
@@ -24,7 +25,8 @@ from typing import Any
 
 import httpx
 import yaml
-from hosts import Host, Hosts
+
+from .hosts import Host, Hosts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "cluster_configs"
@@ -85,8 +87,10 @@ class RayCluster:
 
     def deploy(self, application: dict[str, Any]) -> None:
         """``serve deploy`` a Serve document on the head; returns once it is healthy."""
-        (self.head.home / "application.yaml").write_text(yaml.safe_dump(application))
-        self.on_head("serve deploy application.yaml")
+        file = self._operator / "application.yaml"
+        file.write_text(yaml.safe_dump(application))
+        self._ray("rsync-up", str(self._file), str(file), file.name)
+        self._ray("exec", str(self._file), f"RAY_AUTH_MODE=token serve deploy {file.name}")
         end = time.monotonic() + DEPLOY_S
         while True:
             status = yaml.safe_load(self.on_head("serve status"))

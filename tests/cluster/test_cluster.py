@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from hosts import Hosts
-from ray_cluster import CONFIGS, RayCluster
+
+from .hosts import Hosts
+from .ray_cluster import CONFIGS, RayCluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
