@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference_pio.workers.kv.ticket import encode_ticket, read_header
+from inference_pio.workers.kv.ticket import read_header
 from inference_pio.workers.types import (
     FinishReason,
     PrefillRequest,
@@ -18,6 +18,8 @@ from inference_pio.workers.types import (
     RequestError,
     Resumption,
 )
+
+from .kv.ticket_samples import encoded
 
 MakeDriver = Callable[..., Any]
 Prompt = Callable[..., list[int]]
@@ -151,7 +153,7 @@ def test_the_text_depends_on_the_kv_that_came(
         for ticket in pair.prefill.engine.step().tickets:
             header = read_header(ticket.buffer)
             blank = np.zeros(header.layout.shape(header.num_blocks), header.layout.words)
-            forged = encode_ticket(header, blank)
+            forged = encoded(header, blank)
             pair.decode.engine.import_ticket(request.request_id, request.attempt, forged)
     pair.run()
     assert pair.ends == {"done": 1}
@@ -647,7 +649,7 @@ def test_a_prefill_that_raises_fails_alone(
     executor = driver.engine.executor
     plain = getattr(executor, method)
 
-    def fail(argument: Any) -> Any:
+    def fail(argument: Any, *_: Any) -> Any:
         if method == "forward" and len(argument.token_ids) == 1:
             return plain(argument)
         raise ZeroDivisionError("injected")
