@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import RequestRouterConfig
 
-from .config import PoolConfig, ServiceConfig, load_config
+from .config import INGRESS, PoolConfig, ServiceConfig, load_config
 from .edge import CALLBACK_IMPORT_PATH
 from .engine_replica import EngineReplica
 from .ingress_replica import IngressReplica
@@ -55,7 +55,7 @@ def build(args: dict[str, Any]) -> Application:
     }
     pools = {pool.name: _serving_pool(config, pool, prefill) for pool in config.serving_pools}
     return serve.deployment(
-        name="ingress",
+        name=INGRESS,
         num_replicas=config.replicas.ingress_replicas,
         max_ongoing_requests=UNBOUNDED,
         graceful_shutdown_timeout_s=_draining_s(config),

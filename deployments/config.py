@@ -12,6 +12,8 @@ from ..workers.config import EngineConfig, FrozenConfig
 from ..workers.types import SAMPLING_PROFILES
 
 MIN_KEY_CHARS = 8
+INGRESS = "ingress"
+"""The name of the deployment that speaks HTTP; Serve would rename one of two of that name."""
 AUTO_MODEL = "auto"
 """The model name by which a request leaves the choice to ``routing.auto_models``."""
 
@@ -154,6 +156,8 @@ class PoolConfig(FrozenConfig):
             raise ValueError(f"pool {self.name!r} has role {self.role}; only decode has 'prefill'")
         if not self.modes:
             raise ValueError(f"pool {self.name!r} serves no mode")
+        if self.name == INGRESS:
+            raise ValueError(f"{INGRESS!r} is the name of the HTTP side; call the pool otherwise")
         return self
 
 

@@ -61,6 +61,11 @@ class Generation:
         """Seconds until the deadline."""
         return max(0.0, self._deadline - asyncio.get_running_loop().time())
 
+    def deadline_error(self) -> RequestError:
+        """How the request ends where its deadline has passed."""
+        message = f"the request took longer than {self._deadline_s:g} s"
+        return RequestError(message, code="deadline_exceeded")
+
     def remaining(self) -> list[GenerateRequest]:
         """The requests whose answers are what is still to come."""
         received = {
@@ -114,8 +119,7 @@ class Generation:
             async with asyncio.timeout_at(self._deadline):
                 await self._ready.wait()
         except TimeoutError:
-            message = f"the request took longer than {self._deadline_s:g} s"
-            self.fail(RequestError(message, code="deadline_exceeded"))
+            self.fail(self.deadline_error())
         self._ready.clear()
 
     def _told_once(self, chunk: TokenChunk, progress: _Progress) -> TokenChunk:

@@ -176,10 +176,14 @@ class StreamMux:
 
         Not for long: nothing has been told yet, so the client may be asked to come back.
         """
+        generation = flight.generation
         for failures in range(1, self._max_migrations + 2):
+            patience = min(SUBMIT_S, generation.remaining_s)
             try:
-                reply = await self._attempt(flight, flight.generation.requests, SUBMIT_S)
+                reply = await self._attempt(flight, generation.requests, patience)
             except NotTakenError as error:
+                if not generation.remaining_s:
+                    raise generation.deadline_error() from None
                 raise RequestError(str(error), code="engine_unavailable") from None
             except Exception as error:
                 logger.warning("submit failed: %s", error)
@@ -232,7 +236,7 @@ class StreamMux:
         try:
             await asyncio.wait({submit}, timeout=max(0.0, timeout))
             if not submit.done():
-                raise NotTakenError(f"no engine took the request within {SUBMIT_S:g} s")
+                raise NotTakenError(f"no engine took the request within {timeout:g} s")
             if submit.cancelled():
                 raise ConnectionError("the call was cancelled on its way")
             reply = submit.result()

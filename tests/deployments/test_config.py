@@ -39,6 +39,7 @@ def test_no_arguments_are_a_working_configuration() -> None:
         ({"pools": [{"name": "a"}, {"name": "a"}]}, "two pools are named 'a'"),
         ({"pools": [{"name": "A"}]}, "pools.0.name"),
         ({"pools": [{"modes": []}]}, "serves no mode"),
+        ({"pools": [{"name": "ingress"}]}, "'ingress' is the name of the HTTP side"),
         ({"pools": [{"modes": ["quick"]}]}, "modes"),
         ({"pools": [{"role": "decode"}]}, "prefill.pool"),
         ({"pools": [{"role": "prefill"}]}, "nobody would answer"),

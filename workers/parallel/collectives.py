@@ -7,6 +7,7 @@ here looks up now and then whether the group is lost, and gives up with ``GroupL
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
@@ -24,9 +25,6 @@ _NEVER = timedelta(days=300)
 """Ranks wait for a command as long as an engine is idle; signs of life tell when to stop."""
 _THREADS = 2
 """Operations in flight: a stage sends one part while it computes and sends the next."""
-
-_lost: list[object] = []
-"""Groups that may have an operation which never ends: their destructor would wait for it."""
 
 
 class Watch(Protocol):
@@ -138,7 +136,15 @@ class Group:
         if self.device.type == "cuda":
             self._group.abort()
         elif self._watch.lost is not None:
-            _lost.append(self._group)
+            _keep_for_ever(self._group)
+
+
+def _keep_for_ever(group: object) -> None:
+    """Keep the destructor of a group from running, also at the interpreter's end.
+
+    It would wait for operations that never end where the peer's process lives on.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def _connect(store: Store, rank: int, size: int, device: torch.device, address: str) -> Any:

@@ -250,5 +250,8 @@ class _Members:
             self._joined.groups.close()  # nothing else ends what waits on the device
 
     def _kill(self) -> None:
-        for handle in self.handles:
-            handle.kill()
+        for rank, handle in enumerate(self.handles, start=1):
+            try:
+                handle.kill()
+            except Exception:  # the others are to go all the same
+                logger.exception("rank %d could not be killed", rank)

@@ -7,6 +7,7 @@
    what can be killed, and whoever waits in a collective looks up and finds the group lost.
 4. A rank that loses rank 0 ends itself.
 5. ``close`` stops the watching; what happens afterwards is no loss.
+6. A watch that fails itself counts as a loss: unwatched, survivors would wait for ever.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 _BEAT = b"\0"  # never part of a word
 _TOKEN_BYTES = 16
 _HELLO_BYTES = _TOKEN_BYTES + 4
+_HELLO_S = 2.0
+"""For a connection to say who it is, which a rank does at once."""
 _MAX_WORDS = 2000
 """Bytes of a failing rank's last words that are kept."""
 
@@ -39,8 +42,9 @@ def new_hello(token: bytes, rank: int) -> bytes:
 class _Watcher(ABC):
     """A thread that beats, and what both ends of a connection know."""
 
-    def __init__(self, name: str, timeout_s: float) -> None:
+    def __init__(self, name: str, timeout_s: float, on_lost: Callable[[str], None]) -> None:
         self._timeout_s = timeout_s
+        self._on_lost = on_lost
         self._interval_s = min(0.5, timeout_s / 6)
         self._ended = threading.Event()
         self._reason: str | None = None
@@ -81,9 +85,35 @@ class _Watcher(ABC):
             if self._reason is None and not self._forgiving:
                 self._reason = reason
 
-    @abstractmethod
     def _run(self) -> None:
-        """What the thread does until the connection ends."""
+        try:
+            self._watch()
+        except Exception as error:
+            logger.exception("the watch over the ranks failed")
+            self.lose(f"the watch over the ranks failed: {type(error).__name__}: {error}")
+        try:
+            self._leave()
+            if self._reason is not None:
+                self._on_lost(self._reason)
+        finally:
+            self._ended.set()
+
+    @abstractmethod
+    def _watch(self) -> None:
+        """Look and beat until the group is lost or the watching is over."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Hang up."""
+
+
+@dataclass(slots=True)
+class _Stranger:
+    """A connection that has not yet said who it is."""
+
+    since: float
+    address: str
+    hello: bytearray = field(default_factory=bytearray)
 
 
 @dataclass(slots=True)
@@ -106,12 +136,14 @@ class LifeHub(_Watcher):
         timeout_s: float,
         on_lost: Callable[[str], None],
     ) -> None:
-        super().__init__("signs-of-life", timeout_s)
+        super().__init__("signs-of-life", timeout_s, on_lost)
         self._token = token
-        self._on_lost = on_lost
         self._alive: dict[int, Callable[[], bool]] = {}
+        self._strangers: dict[socket.socket, _Stranger] = {}
         self._peers: dict[socket.socket, _Peer] = {}
         self._missing = set(range(1, num_ranks))
+        self._dead: set[int] = set()
+        """Ranks that were missing at the last beat, and whose processes had ended."""
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server((host, 0))
         self._listener.setblocking(False)
@@ -134,45 +166,67 @@ class LifeHub(_Watcher):
         self._closing = True
         self._thread.join()
 
-    def _run(self) -> None:
+    def _watch(self) -> None:
         beat = 0.0
         while self._reason is None and not self._closing:
             for key, _ in self._selector.select(self._interval_s / 2):
                 assert isinstance(key.fileobj, socket.socket)
                 if key.fileobj is self._listener:
                     self._accept()
+                elif key.fileobj in self._strangers:
+                    self._greet(key.fileobj)
                 else:
                     self._read(key.fileobj)
             if time.monotonic() - beat >= self._interval_s:
                 beat = time.monotonic()
                 self._beat()
-        reason = self._reason
-        for connection in [self._listener, *self._peers]:
+
+    def _leave(self) -> None:
+        for connection in [self._listener, *self._strangers, *self._peers]:
             connection.close()
         self._selector.close()
-        if reason is not None:
-            logger.error("the group of ranks is lost: %s", reason)
-            self._on_lost(reason)
-        self._ended.set()
+        if self._reason is not None:
+            logger.error("the group of ranks is lost: %s", self._reason)
 
     def _accept(self) -> None:
-        """One rank at a time: the hello is a few bytes and comes with the connection."""
-        connection, address = self._listener.accept()
-        connection.settimeout(0.2)
         try:
-            hello = connection.recv(_HELLO_BYTES, socket.MSG_WAITALL)
-        except OSError:
-            hello = b""
-        rank = int.from_bytes(hello[_TOKEN_BYTES:], "big")
-        known = hmac.compare_digest(hello[:_TOKEN_BYTES], self._token)
-        if not known or rank not in self._missing:
-            logger.warning("refused a connection from %s: it is no rank of this group", address)
-            connection.close()
+            connection, address = self._listener.accept()
+        except OSError as error:  # it is gone again, or there are too many
+            logger.warning("a connection could not be accepted: %s", error)
             return
         connection.setblocking(False)
-        self._missing.discard(rank)
-        self._peers[connection] = _Peer(rank, time.monotonic())
+        self._strangers[connection] = _Stranger(time.monotonic(), str(address))
         self._selector.register(connection, selectors.EVENT_READ)
+
+    def _greet(self, connection: socket.socket) -> None:
+        """Take what a connection says of itself; nobody waits for the rest of it."""
+        stranger = self._strangers[connection]
+        try:
+            data = connection.recv(_HELLO_BYTES - len(stranger.hello))
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        stranger.hello += data
+        if data and len(stranger.hello) < _HELLO_BYTES:
+            return
+        rank = int.from_bytes(stranger.hello[_TOKEN_BYTES:], "big")
+        known = hmac.compare_digest(stranger.hello[:_TOKEN_BYTES], self._token)
+        if not known or rank not in self._missing:
+            self._refuse(connection)
+            return
+        del self._strangers[connection]
+        self._peers[connection] = _Peer(rank, time.monotonic())
+        self._missing.discard(rank)
+        if not self._missing:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+
+    def _refuse(self, connection: socket.socket) -> None:
+        address = self._strangers.pop(connection).address
+        logger.warning("refused a connection from %s: it is no rank of this group", address)
+        self._selector.unregister(connection)
+        connection.close()
 
     def _read(self, connection: socket.socket) -> None:
         peer = self._peers[connection]
@@ -194,6 +248,9 @@ class LifeHub(_Watcher):
         self.lose(f"rank {peer.rank} {words or 'is gone: its connection closed'}")
 
     def _beat(self) -> None:
+        for connection, stranger in list(self._strangers.items()):
+            if time.monotonic() - stranger.since > _HELLO_S:
+                self._refuse(connection)
         for connection, peer in self._peers.items():
             silent = self._silent_for(peer.heard)
             if silent > self._timeout_s:
@@ -202,10 +259,13 @@ class LifeHub(_Watcher):
                 connection.send(_BEAT)
             except OSError:
                 continue  # full: it is silent as well; broken: the next read tells
-        for rank, is_alive in self._alive.items():
-            # A rank that has connected is read to the end first: it may have said why.
-            if rank in self._missing and not is_alive():
+        # A rank that has connected is read to the end first, for it may have said why: its
+        # connection is seen by the next beat, and is no stranger any more some time after that.
+        dead = {rank for rank in self._missing & self._alive.keys() if not self._alive[rank]()}
+        for rank in sorted(dead & self._dead):
+            if not self._strangers:
                 self.lose(f"rank {rank} is gone: its process ended before it joined")
+        self._dead = dead
 
 
 class LifeLink(_Watcher):
@@ -221,8 +281,7 @@ class LifeLink(_Watcher):
         on_lost: Callable[[str], None],
     ) -> None:
         """Raises ``OSError`` where rank 0 is not there."""
-        super().__init__(f"signs-of-life-{rank}", timeout_s)
-        self._on_lost = on_lost
+        super().__init__(f"signs-of-life-{rank}", timeout_s, on_lost)
         self._socket = socket.create_connection((host, port), timeout=10.0)
         self._socket.sendall(new_hello(token, rank))
         self._socket.settimeout(self._interval_s)
@@ -254,7 +313,7 @@ class LifeLink(_Watcher):
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._thread.join()
 
-    def _run(self) -> None:
+    def _watch(self) -> None:
         beat = 0.0
         while self._reason is None and not self._closing:
             if time.monotonic() - beat >= self._interval_s:
@@ -264,10 +323,9 @@ class LifeLink(_Watcher):
             silent = self._silent_for(self._heard)
             if silent > self._timeout_s:
                 self.lose(f"rank 0 gave no sign of life for {silent:.1f} s")
+
+    def _leave(self) -> None:
         self._socket.close()
-        if self._reason is not None:
-            self._on_lost(self._reason)
-        self._ended.set()
 
     def _exchange(self, action: Callable[[], None]) -> None:
         try:

@@ -137,6 +137,32 @@ def test_a_rank_that_never_comes_up_is_noticed(folder: Path) -> None:
         start_grid(config(folder), NoRanks())
 
 
+def test_a_rank_that_cannot_be_killed_keeps_no_other_alive(folder: Path) -> None:
+    killed = []
+
+    class Stubborn:
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def is_alive(self) -> bool:
+            return False
+
+        def kill(self) -> None:
+            killed.append(self.rank)
+            if self.rank == 1:
+                raise OSError("its machine does not answer")
+
+    class StubbornRanks:
+        host = "127.0.0.1"
+
+        def start(self, specs: Sequence[RankSpec]) -> list[Stubborn]:
+            return [Stubborn(spec.shard.rank) for spec in specs]
+
+    with pytest.raises(GroupLostError, match="its process ended before it joined"):
+        start_grid(config(folder, parallel={"tensor": 2, "pipeline": 2}), StubbornRanks())
+    assert set(killed) == {1, 2, 3}
+
+
 def test_a_spec_survives_as_json(folder: Path) -> None:
     spec = RankSpec(config(folder), ShardSpec(1, 2, 1, 3), "127.0.0.1", 1, 2, bytes(range(16)))
     assert RankSpec.from_json(spec.to_json()) == spec

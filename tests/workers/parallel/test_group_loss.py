@@ -223,3 +223,43 @@ def test_an_idle_engine_is_not_healthy_without_its_ranks(loss_grid: MakeDriver) 
     with pytest.raises(EngineDeadError, match="GroupLostError: rank 1 is gone"):
         asyncio.run(engine.health(WAIT_S))
     engine.stop()
+
+
+PENDING = """
+import threading
+import torch
+from inference_pio.workers.executor import GroupLostError
+from inference_pio.workers.parallel.collectives import Group
+from inference_pio.workers.parallel.store import connect_store, open_store
+
+class Watch:
+    lost = None
+    def wait_lost(self):
+        return self.lost
+
+store, watch, groups = open_store("127.0.0.1"), Watch(), {}
+
+def join(rank):
+    own = connect_store("127.0.0.1", store.port) if rank else store
+    groups[rank] = Group(own, "pair", rank, 2, torch.device("cpu"), "127.0.0.1", watch)
+
+joining = [threading.Thread(target=join, args=(rank,)) for rank in (0, 1)]
+for thread in joining:
+    thread.start()
+for thread in joining:
+    thread.join()
+threading.Timer(0.5, setattr, (watch, "lost", "rank 0 hangs")).start()
+try:
+    groups[1].all_reduce(torch.ones(1))
+except GroupLostError as error:
+    print(error, flush=True)
+for group in groups.values():
+    group.close()
+"""
+
+
+def test_a_process_ends_though_an_operation_of_its_group_never_does() -> None:
+    """The other rank lives on, so that no broken connection ends the operation."""
+    command = [sys.executable, "-c", PENDING]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "rank 0 hangs\n"), ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import socket
 import time
@@ -125,7 +126,10 @@ def test_ends_that_are_expected_are_no_loss(ends: Ends) -> None:
     ],
     ids=["nothing", "HTTP", "another token", "rank 0", "a rank too many", "a rank that is there"],
 )
-def test_strangers_are_refused_and_nothing_is_lost(ends: Ends, hello: bytes) -> None:
+def test_strangers_are_refused_and_nothing_is_lost(
+    ends: Ends, hello: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference_pio.workers.parallel.signs_of_life._HELLO_S", 0.3)
     hub = ends.hub()
     ends.mute(hub.port)
     until(lambda: hub.num_connected == 1)
@@ -136,6 +140,72 @@ def test_strangers_are_refused_and_nothing_is_lost(ends: Ends, hello: bytes) -> 
     ends.link(hub.port)
     until(lambda: hub.num_connected == 2)
     assert hub.lost is None
+
+
+def test_a_hello_may_come_late_and_in_pieces(ends: Ends) -> None:
+    """A rank that starts on a busy machine is no stranger."""
+    hub = ends.hub()
+    hello = new_hello(TOKEN, 2)
+    with socket.create_connection((HOST, hub.port)) as slow:
+        for piece in (hello[:7], hello[7:]):
+            time.sleep(0.4)
+            slow.sendall(piece)
+        until(lambda: hub.num_connected == 1)
+        ends.link(hub.port)
+        until(lambda: hub.num_connected == 2)
+        assert hub.lost is None
+
+
+def test_nobody_is_listened_to_once_all_ranks_are_here(ends: Ends) -> None:
+    hub = ends.hub()
+    for rank in (1, 2):
+        ends.link(hub.port, rank)
+    until(lambda: hub.num_connected == 2)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((HOST, hub.port))
+    assert hub.lost is None
+
+
+def test_a_connection_that_cannot_be_accepted_ends_no_watch(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, failures = ends.hub(), iter(range(2))
+    accept = socket.socket.accept
+
+    def fail_twice(listener: socket.socket) -> object:
+        if next(failures, None) is not None:
+            raise OSError(errno.EMFILE, "too many open files")
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", fail_twice)
+    ends.link(hub.port)
+    until(lambda: hub.num_connected == 1)
+    assert next(failures, None) is None
+    assert hub.lost is None
+
+
+def test_a_watch_that_fails_is_a_loss(ends: Ends) -> None:
+    def broken() -> bool:
+        raise RuntimeError("nobody to ask")
+
+    hub = ends.hub()
+    hub.watch_processes({1: broken})
+    reason = "the watch over the ranks failed: RuntimeError: nobody to ask"
+    assert ends.told.get(timeout=PATIENT_S) == reason
+    assert hub.wait_lost() == reason
+
+
+@pytest.mark.parametrize("says_hello_late", [False, True])
+def test_a_rank_that_ends_at_once_is_heard_first(ends: Ends, says_hello_late: bool) -> None:
+    hub = ends.hub()
+    time.sleep(0.2)  # past the first beat
+    hello = new_hello(TOKEN, 2)
+    with socket.create_connection((HOST, hub.port)) as brief:
+        brief.sendall(hello[:-1])
+        hub.watch_processes({2: lambda: False})
+        time.sleep(1.2 if says_hello_late else 0)
+        brief.sendall(hello[-1:] + b"failed: no model")
+    assert ends.told.get(timeout=PATIENT_S) == "rank 2 failed: no model"
 
 
 def test_a_process_that_ends_before_it_joined_is_lost(ends: Ends) -> None:
