@@ -1,6 +1,6 @@
 """What handing KV over costs, and from which prompt length on it pays.
 
-1. Rates: the steps of a ticket's way (export, transfer, import) beside the memory copy floor.
+1. Rates: the steps of a ticket's way (export, transfer, import) beside copies in memory.
 2. Overlap: time to first token with tickets sent chunk by chunk, and all of them after the last.
 3. Break-even: time to first token of a remote and of a local prefill by prompt length, with the
    decode engine idle and with it decoding for others, and what the others got meanwhile.
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from ..workers.engine import Engine
+from ..workers.export_desk import export_ticket
 from ..workers.kv.handoff import Accepted, KVExport, KVImport
-from ..workers.kv.tensor_words import as_tensor, as_words
-from ..workers.kv.ticket import encode_ticket
+from ..workers.kv.tensor_words import as_tensor
+from ..workers.kv.ticket import Buffer
+from ..workers.kv.ticket_memory import TicketMemory
 from ..workers.kv.token_chain import TokenChain
 from ..workers.types import BlockId, FinishReason, GenerateRequest, SamplingParams, StepOutput
 from .report import Row, of_rounds
@@ -30,6 +32,7 @@ from .systems import random_prompt
 BENCHMARK = "handoff"
 TICKETS = 8
 """Tickets in a row when the transfer is timed: their waits overlap as in a long prompt."""
+COPIES = 6
 LOADS = (0, 8)
 """Sequences that the decode engine decodes beside the prompt."""
 
@@ -61,19 +64,32 @@ Measured = dict[tuple[str, int, int], list[FirstToken]]
 
 
 class HandoffBench:
-    """A decode engine here and a prefill engine behind ``peer`` (``handoff_peer``)."""
+    """A decode engine here and a prefill engine behind ``peer`` (``handoff_peer``).
 
-    def __init__(self, engine: Engine, peer: Any) -> None:
+    Rates are those of tickets of ``ticket_tokens``.
+    """
+
+    def __init__(self, engine: Engine, peer: Any, ticket_tokens: int) -> None:
+        layout = engine.kv_layout
         self._engine = engine
         self._peer = peer
+        self._ticket_tokens = ticket_tokens
+        size = layout.ticket_bytes(layout.num_blocks(0, ticket_tokens))
+        self._memory = TicketMemory(size)
+        self._copied = np.ones(size, dtype=np.uint8), np.ones(size, dtype=np.uint8)
         self._rng = random.Random(0)
         self._sent = 0
 
     # --- rates ----------------------------------------------------------------------------------
 
-    def rates(self, num_tokens: int) -> dict[str, float]:
-        """Bytes/s of a copy in memory, and of each step of a ticket of ``num_tokens``."""
+    def rates(self) -> dict[str, float]:
+        """Bytes/s of a copy in memory, and of each step of a ticket's way.
+
+        "Cold" is a copy like those of the steps: of memory that was used before other work, so that
+        it lies in no cache.
+        """
         layout, executor = self._engine.kv_layout, self._engine.executor
+        num_tokens = self._ticket_tokens
         ids = self._prompt(num_tokens)
         chain = TokenChain(ids, layout.block_size, layout.fingerprint, "")
         about: dict[str, Any] = {
@@ -92,7 +108,7 @@ class HandoffBench:
         assert span is not None
 
         begin = time.perf_counter()
-        buffer = encode_ticket(export.header(*span), as_words(executor.read_blocks(blocks)))
+        buffer = export_ticket(executor, self._memory, export.header(*span), blocks)
         exported = time.perf_counter() - begin
 
         begin = time.perf_counter()
@@ -102,8 +118,10 @@ class HandoffBench:
         imported = time.perf_counter() - begin
 
         size = buffer.nbytes
+        cold, *warm = (_copy_seconds(*self._copied) for _ in range(COPIES))
         return {
-            "memory copy": size / _copy_seconds(size),
+            "memory copy": size / min(warm),
+            "memory copy, cold": size / cold,
             "export": size / exported,
             "transfer": TICKETS * size / self._transfer_seconds(size),
             "import": size / imported,
@@ -205,7 +223,6 @@ class HandoffBench:
 def measure(
     bench: HandoffBench,
     lengths: Sequence[int],
-    ticket_tokens: int,
     rounds: int,
     progress: Callable[[str], None],
 ) -> tuple[list[dict[str, float]], Measured]:
@@ -214,7 +231,7 @@ def measure(
     times: Measured = {}
     for number in range(rounds + 1):
         progress(f"round {number} of {rounds}" if number else "warming up")
-        rate = bench.rates(ticket_tokens)
+        rate = bench.rates()
         if number:
             rates.append(rate)
         for length in lengths:
@@ -278,12 +295,7 @@ def _request(name: str, prompt: Sequence[int], *, max_tokens: int | None) -> Gen
     return GenerateRequest(name, tuple(prompt), params)
 
 
-def _copy_seconds(num_bytes: int) -> float:
-    """The best of a few copies between warm buffers."""
-    source, target = np.ones(num_bytes, dtype=np.uint8), np.ones(num_bytes, dtype=np.uint8)
-    took = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        np.copyto(target, source)
-        took.append(time.perf_counter() - begin)
-    return min(took)
+def _copy_seconds(source: Buffer, target: Buffer) -> float:
+    begin = time.perf_counter()
+    np.copyto(target, source)
+    return time.perf_counter() - begin

@@ -42,8 +42,11 @@ class Executor(Protocol):
         """Logits of other rows of the step that ``forward`` ran last, float32 [R, vocab_size]."""
         ...
 
-    def read_blocks(self, block_ids: Sequence[BlockId]) -> Tensor:
-        """A copy of KV blocks of the whole model on the host, ``blocks_Ln2KSD``."""
+    def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor) -> None:
+        """Copy KV blocks of the whole model into ``out_Ln2KSD``, which is contiguous host memory.
+
+        Raises ``ValueError`` where that has another shape.
+        """
         ...
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
@@ -88,9 +91,9 @@ class LocalExecutor:
         """See ``Executor.logits``."""
         return self.model.logits(self._hidden_TC[list(rows)])
 
-    def read_blocks(self, block_ids: Sequence[BlockId]) -> Tensor:
+    def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor) -> None:
         """See ``Executor.read_blocks``."""
-        return self.cache.read_blocks(block_ids)
+        self.cache.read_blocks(block_ids, out_Ln2KSD)
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
         """See ``Executor.write_blocks``."""

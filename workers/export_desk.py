@@ -3,9 +3,9 @@
 A prefill's life here:
 1. ``add`` queues a sequence that has no room for output: it competes like any other, by rank. What
    can never be computed ends at once, as does one that finds the queue full.
-2. ``send`` runs after each step. It reads the blocks that are complete since (prefix hits too) and
-   encodes them, one bounded ticket a step and prefill. A preempted prefill is computed again, and
-   what was sent of it is not sent again.
+2. ``send`` runs after each step. It copies the blocks that are complete since (prefix hits too)
+   straight into a ticket, one bounded ticket a step and prefill. A preempted prefill is computed
+   again, and what was sent of it is not sent again.
 3. When its last token is sent, or at an abort, a deadline or an error, it passes through ``_end``:
    its blocks go at once (a ticket is a copy), and one ``PrefillEnd`` says so, behind the tickets.
 """
@@ -20,12 +20,13 @@ from .executor import Executor, GroupLostError
 from .kv.block import IntegrityError
 from .kv.handoff import KVExport
 from .kv.manager import KVManager
-from .kv.tensor_words import as_words
-from .kv.ticket import KVLayout, encode_ticket
+from .kv.tensor_words import as_tensor
+from .kv.ticket import Buffer, KVLayout, TicketHeader, encode_ticket
+from .kv.ticket_memory import TicketMemory
 from .kv.token_chain import TokenChain
 from .scheduler import Scheduler
 from .sequence import Sequence
-from .types import KVExportOut, PrefillEnd, PrefillRequest, QueueFullError, RequestError
+from .types import BlockId, KVExportOut, PrefillEnd, PrefillRequest, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class ExportDesk:
         self._scheduler = scheduler
         self._kv = kv
         self._layout = layout
-        self._most = -(-max_ticket_tokens // layout.block_size) * layout.block_size
+        most_blocks = layout.num_blocks(0, max_ticket_tokens)
+        self._most = most_blocks * layout.block_size
+        self._memory = TicketMemory(layout.ticket_bytes(most_blocks))
         self._max_waiting = max_waiting
         self._open: dict[Sequence, KVExport] = {}
         self._sequences: dict[tuple[str, int], Sequence] = {}
@@ -135,8 +138,7 @@ class ExportDesk:
     def _encode(self, sequence: Sequence, export: KVExport, start: int, end: int) -> None:
         size = self._layout.block_size
         block_ids = sequence.block_table[start // size : -(-end // size)]
-        words = as_words(self._executor.read_blocks(block_ids))
-        buffer = encode_ticket(export.header(start, end), words)
+        buffer = export_ticket(self._executor, self._memory, export.header(start, end), block_ids)
         self._tickets.append(KVExportOut(export.request_id, export.attempt, buffer))
         self.num_tokens_sent += end - start
 
@@ -209,3 +211,16 @@ class ExportDesk:
             export.check_integrity()
             if not export.is_open:
                 raise IntegrityError(f"prefill {sequence.request_id} is sent whole and still held")
+
+
+def export_ticket(
+    executor: Executor, memory: TicketMemory, header: TicketHeader, block_ids: list[BlockId]
+) -> Buffer:
+    """A new ticket of an executor's blocks, which are copied straight into it."""
+    buffer = memory.take(header.num_bytes)
+    encode_ticket(
+        header,
+        buffer,
+        lambda words: executor.read_blocks(block_ids, as_tensor(words, header.layout.dtype)),
+    )
+    return buffer

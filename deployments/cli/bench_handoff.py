@@ -48,8 +48,8 @@ def run_handoff(
                 raise CommandError(
                     f"--lengths are from 2 to {engine.max_model_len - 1} for this model"
                 )
-            bench = handoff.HandoffBench(engine, peer)
-            rates, times = handoff.measure(bench, lengths, chunk, rounds, say)
+            bench = handoff.HandoffBench(engine, peer, chunk)
+            rates, times = handoff.measure(bench, lengths, rounds, say)
     precision = str(engine.loaded.model.dtype).removeprefix("torch.")
     publish(handoff.rows(rates, times, precision, typed_command()), json_file, picture)
     for load in handoff.LOADS:

@@ -58,15 +58,15 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandoffBench]:
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(ray, "wait", lambda streams, timeout: (streams, []))
     engine, peer = Engine(CONFIG), PrefillPeer(CONFIG)
-    yield HandoffBench(engine, Here(peer))
+    yield HandoffBench(engine, Here(peer), 64)
     engine.check_integrity()
     assert not engine.has_work
 
 
 def test_every_figure_of_a_round_is_measured(bench: HandoffBench) -> None:
-    rates, times = measure(bench, [33, 200], 64, 1, lambda _: None)
+    rates, times = measure(bench, [33, 200], 1, lambda _: None)
     (rate,) = rates
-    assert set(rate) == {"memory copy", "export", "transfer", "import"}
+    assert set(rate) == {"memory copy", "memory copy, cold", "export", "transfer", "import"}
     assert all(np.isfinite(value) and value > 0 for value in rate.values())
     ways = {(name, length, load) for name, length, load in times}
     assert ways == {

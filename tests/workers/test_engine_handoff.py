@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from inference_pio.workers.kv.ticket import encode_ticket, read_header
+from inference_pio.workers.kv.ticket import read_header
 from inference_pio.workers.types import FinishReason, PrefillRequest, RemoteQuery, Resumption
 
 from .engine_pair import GREEDY, PLAIN, MakeDriver, MakePair, Prompt, alone, count_tokens
+from .kv.ticket_samples import encoded
 
 # --- the handoff ----------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ def test_the_text_depends_on_the_kv_that_came(
         for ticket in pair.prefill.engine.step().tickets:
             header = read_header(ticket.buffer)
             blank = np.zeros(header.layout.shape(header.num_blocks), header.layout.words)
-            forged = encode_ticket(header, blank)
+            forged = encoded(header, blank)
             pair.decode.engine.import_ticket(request.request_id, request.attempt, forged)
     pair.run()
     assert pair.ends == {"done": 1}

@@ -127,7 +127,7 @@ def test_a_prefill_that_raises_fails_alone(
     executor = driver.engine.executor
     plain = getattr(executor, method)
 
-    def fail(argument: Any) -> Any:
+    def fail(argument: Any, *_: Any) -> Any:
         if method == "forward" and len(argument.token_ids) == 1:
             return plain(argument)
         raise ZeroDivisionError("injected")

@@ -1,4 +1,4 @@
-"""KV blocks between torch tensors and the integer arrays that tickets carry, without copies."""
+"""The integer arrays that tickets carry, seen as torch tensors: nothing is copied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ _DTYPES: dict[TicketDType, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_WORDS = {2: torch.int16, 4: torch.int32}
 
 
 def ticket_dtype(dtype: torch.dtype) -> TicketDType:
@@ -26,14 +25,11 @@ def ticket_dtype(dtype: torch.dtype) -> TicketDType:
     raise ValueError(f"KV travels as one of {', '.join(_DTYPES)}, got {dtype}")
 
 
-def as_words(blocks: Tensor) -> Words:
-    """A CPU tensor's elements as integers of their width, over the same memory."""
-    words: Words = blocks.contiguous().view(_WORDS[blocks.dtype.itemsize]).numpy()
-    return words
-
-
 def as_tensor(words: Words, dtype: TicketDType) -> Tensor:
-    """Read-only words as a tensor over the same memory: only ever read from it."""
+    """Words as a tensor over the same memory, which is kept alive.
+
+    It may be written where ``words`` may, and is only ever read where they are read-only.
+    """
     return torch.from_numpy(np.asarray(_Unlocked(words))).view(_DTYPES[dtype])
 
 

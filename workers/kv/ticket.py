@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
@@ -23,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 TicketDType = Literal["float32", "bfloat16", "float16"]
 Buffer = npt.NDArray[np.uint8]
@@ -86,6 +86,10 @@ class KVLayout:
         """Size of one block over all layers."""
         return prod(self.shape(1)) * self.words.itemsize
 
+    def ticket_bytes(self, num_blocks: int) -> int:
+        """Size of a ticket of so many blocks."""
+        return HEADER_BYTES + num_blocks * self.bytes_per_block
+
     def shape(self, num_blocks: int) -> tuple[int, int, int, int, int, int]:
         """Of ``blocks_Ln2KSD``."""
         return (
@@ -143,6 +147,11 @@ class TicketHeader:
         """Blocks of the payload."""
         return self.layout.num_blocks(self.start, self.end)
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole ticket."""
+        return self.layout.ticket_bytes(self.num_blocks)
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -160,26 +169,25 @@ class Expected:
     """``TokenChain.at`` over the reader's own tokens; called with an end within ``limit``."""
 
 
-def encode_ticket(header: TicketHeader, blocks_Ln2KSD: Words) -> Buffer:
-    """One new array: header and a copy of the blocks, rows behind ``end`` zeroed.
+def encode_ticket(
+    header: TicketHeader, buffer: Buffer, write_blocks: Callable[[Words], object]
+) -> None:
+    """Make a ticket of ``buffer``, which has ``header.num_bytes`` bytes of any content.
 
-    ``blocks_Ln2KSD`` has the header's shape and its layout's word type; see ``as_words`` in
-    ``tensor_words`` for torch tensors. Raises ``ValueError`` for blocks of another shape or type.
+    ``write_blocks`` is given the payload, ``blocks_Ln2KSD`` of the layout's word type, and writes
+    every element of it; rows behind ``end`` are zeroed after it. Raises ``ValueError`` for a buffer
+    of another size, and what ``write_blocks`` raises: the buffer is no ticket then.
     """
-    layout = header.layout
-    shape = layout.shape(header.num_blocks)
-    if blocks_Ln2KSD.shape != shape or blocks_Ln2KSD.dtype != layout.words:
+    if buffer.nbytes != header.num_bytes:
         raise ValueError(
-            f"tokens {header.start} to {header.end} need blocks of {shape} {layout.words}, "
-            f"got {blocks_Ln2KSD.shape} {blocks_Ln2KSD.dtype}"
+            f"a ticket of tokens {header.start} to {header.end} has {header.num_bytes} bytes, "
+            f"the buffer {buffer.nbytes}"
         )
-    buffer: Buffer = np.empty(HEADER_BYTES + header.num_blocks * layout.bytes_per_block, np.uint8)
     payload = buffer[HEADER_BYTES:]
-    copy = payload.view(layout.words).reshape(shape)
-    copy[...] = blocks_Ln2KSD
-    _tail(copy, header)[...] = 0
+    blocks = _blocks(payload, header)
+    write_blocks(blocks)
+    _tail(blocks, header)[...] = 0
     buffer[:HEADER_BYTES] = np.frombuffer(_pack(header, payload), np.uint8)
-    return buffer
 
 
 def decode_ticket(buffer: Buffer, expected: Expected) -> Words:
@@ -195,11 +203,9 @@ def decode_ticket(buffer: Buffer, expected: Expected) -> Words:
             "wrong_chain", f"the first {header.end} tokens there are not those of this prompt"
         )
     payload = buffer[HEADER_BYTES:]
-    if zlib.crc32(payload.data) != checksum:
+    if crc32(payload) != checksum:
         raise TicketError("bad_payload_checksum", "the blocks changed on their way")
-    blocks: Words = payload.view(header.layout.words).reshape(
-        header.layout.shape(header.num_blocks)
-    )
+    blocks = _blocks(payload, header)
     if _tail(blocks, header).any():
         raise TicketError("dirty_tail", f"rows behind token {header.end} are not zero")
     blocks.flags.writeable = False
@@ -242,6 +248,13 @@ def check_header(header: TicketHeader, expected: Expected) -> None:
         )
 
 
+def _blocks(payload: Buffer, header: TicketHeader) -> Words:
+    """The payload as ``blocks_Ln2KSD``, in place."""
+    layout = header.layout
+    blocks: Words = payload.view(layout.words).reshape(layout.shape(header.num_blocks))
+    return blocks
+
+
 def _tail(blocks_Ln2KSD: Words, header: TicketHeader) -> Words:
     """The rows behind the last token: none where it fills its block."""
     filled = (header.end - header.start - 1) % header.layout.block_size + 1
@@ -265,10 +278,10 @@ def _pack(header: TicketHeader, payload: Buffer) -> bytes:
         layout.fingerprint,
         header.request_id_digest,
         header.chain,
-        zlib.crc32(payload.data),
+        crc32(payload),
     )
     packed = packed.ljust(HEADER_BYTES - _CHECKSUM.size, b"\0")
-    return packed + _CHECKSUM.pack(zlib.crc32(packed))
+    return packed + _CHECKSUM.pack(crc32(packed))
 
 
 def _parse(buffer: Buffer) -> tuple[TicketHeader, int]:
@@ -337,6 +350,6 @@ def _header_bytes(buffer: Buffer) -> bytes:
             f"version {VERSION} with {HEADER_BYTES}",
         )
     (checksum,) = _CHECKSUM.unpack_from(raw, HEADER_BYTES - _CHECKSUM.size)
-    if zlib.crc32(raw[: -_CHECKSUM.size]) != checksum:
+    if crc32(raw[: -_CHECKSUM.size]) != checksum:
         raise TicketError("bad_header_checksum", "the header changed on its way")
     return raw

@@ -58,9 +58,18 @@ class KVCache:
         sources, destinations = zip(*pairs, strict=True)
         self.write_blocks(destinations, self._gather(sources))
 
-    def read_blocks(self, blocks: Sequence[int]) -> Tensor:
-        """A copy of whole blocks on the host, ``blocks_Ln2KSD``."""
-        return self._gather(blocks).cpu()
+    def read_blocks(self, blocks: Sequence[int], out_Ln2KSD: Tensor) -> None:
+        """Copies whole blocks into contiguous memory of the host.
+
+        Raises ``ValueError`` where that has another shape.
+        """
+        shape = (len(self.layers), len(blocks), *self.blocks_LN2KSD.shape[2:])
+        if tuple(out_Ln2KSD.shape) != shape:
+            raise ValueError(f"room of shape {list(out_Ln2KSD.shape)}; {list(shape)} are read")
+        if self.blocks_LN2KSD.is_cpu:
+            torch.index_select(self.blocks_LN2KSD, 1, self._index(blocks), out=out_Ln2KSD)
+        else:
+            out_Ln2KSD.copy_(self._gather(blocks))
 
     def write_blocks(self, blocks: Sequence[int], blocks_Ln2KSD: Tensor) -> None:
         """Overwrites whole blocks."""
@@ -69,8 +78,10 @@ class KVCache:
             self.blocks_LN2KSD[:, block].copy_(blocks_Ln2KSD[:, number])
 
     def _gather(self, blocks: Sequence[int]) -> Tensor:
-        chosen = torch.tensor(blocks, dtype=torch.int64, device=self.blocks_LN2KSD.device)
-        return self.blocks_LN2KSD.index_select(1, chosen)
+        return self.blocks_LN2KSD.index_select(1, self._index(blocks))
+
+    def _index(self, blocks: Sequence[int]) -> Tensor:
+        return torch.tensor(blocks, dtype=torch.int64, device=self.blocks_LN2KSD.device)
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Zeroes blocks that are about to be filled in part.

@@ -130,23 +130,26 @@ class GridExecutor:
             self._tell(Kind.LOGITS, rows)
         return self._logits(rows)
 
-    def read_blocks(self, block_ids: Sequence[BlockId]) -> Tensor:
+    def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor) -> None:
         """See ``Executor.read_blocks``."""
+        self._check_blocks(block_ids, out_Ln2KSD)
         self._tell(Kind.READ_BLOCKS, block_ids)
-        blocks = self._share(lambda: self._stage.read_blocks(block_ids))
-        assert blocks is not None, "rank 0 gathers the blocks"
-        return blocks
+        self._share(lambda: self._stage.read_blocks(block_ids, out_Ln2KSD))
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
         """See ``Executor.write_blocks``."""
+        self._check_blocks(block_ids, blocks_Ln2KSD)
+        self._tell(Kind.WRITE_BLOCKS, block_ids)
+        self._share(lambda: self._stage.write_blocks(block_ids, blocks_Ln2KSD))
+
+    def _check_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
+        """Refuse a tensor of another shape before the other ranks hear of it."""
         config, pool = self._stage.model.config, self._stage.cache.blocks_LN2KSD
         shape = (config.num_layers, len(block_ids), 2, config.num_kv_heads, *pool.shape[4:])
         if tuple(blocks_Ln2KSD.shape) != shape:
             raise ValueError(
                 f"blocks of shape {list(blocks_Ln2KSD.shape)}; {list(shape)} are meant"
             )
-        self._tell(Kind.WRITE_BLOCKS, block_ids)
-        self._share(lambda: self._stage.write_blocks(block_ids, blocks_Ln2KSD))
 
     def control_cost(self) -> ControlCost:
         """What telling the ranks has cost so far."""

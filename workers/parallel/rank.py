@@ -94,7 +94,7 @@ class RankLoop:
         elif kind is Kind.COPY_BLOCKS:
             stage.copy_blocks(list(zip(blocks[::2], blocks[1::2], strict=True)))
         elif kind is Kind.READ_BLOCKS:
-            stage.read_blocks(blocks)
+            stage.read_blocks(blocks, None)
         elif kind is Kind.WRITE_BLOCKS:
             stage.write_blocks(blocks, None)
         elif kind is Kind.CONTROL_COST:

@@ -145,22 +145,17 @@ class Stage:
         self.cache.copy_blocks(pairs)
 
     @torch.inference_mode()
-    def read_blocks(self, block_ids: Sequence[BlockId]) -> Tensor | None:
-        """See ``Executor.read_blocks``; on rank 0, none elsewhere."""
-        own = self.cache.read_blocks(block_ids)
+    def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor | None) -> None:
+        """See ``Executor.read_blocks``; rank 0 has the room, the others send theirs."""
         padded = self._host_blocks(len(block_ids))
-        padded[: own.shape[0]] = own
+        self.cache.read_blocks(block_ids, padded[: len(self.cache.layers)])
         parts = self.groups.grid.gather(padded)
-        if not parts:
-            return None
-        config = self.model.config
-        whole = torch.empty(
-            config.num_layers, *own.shape[1:3], config.num_kv_heads, *own.shape[4:], dtype=own.dtype
-        )
+        if out_Ln2KSD is None:
+            return
         for rank, part in enumerate(parts):
             layers, heads = self._owned(rank)
-            whole[layers.start : layers.stop, :, :, heads.start : heads.stop] = part[: len(layers)]
-        return whole
+            own = out_Ln2KSD[layers.start : layers.stop, :, :, heads.start : heads.stop]
+            own.copy_(part[: len(layers)])
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor | None) -> None:
@@ -184,7 +179,10 @@ class Stage:
         return shard.layers(config), shard.kv_heads(config)
 
     def _host_blocks(self, count: int) -> Tensor:
-        """Room for one rank's part of some blocks, of the same size on every rank."""
+        """Room for one rank's part of some blocks, of the same size on every rank.
+
+        What lies behind a rank's own layers is sent along and never read.
+        """
         most_layers = len(even_span(self.model.config.num_layers, self.shard.pp_size, 0))
         pool = self.cache.blocks_LN2KSD
-        return torch.zeros(most_layers, count, *pool.shape[2:], dtype=pool.dtype)
+        return torch.empty(most_layers, count, *pool.shape[2:], dtype=pool.dtype)

@@ -17,6 +17,7 @@ from inference_pio.workers.kv.ticket import (
     Buffer,
     KVLayout,
     TicketError,
+    Words,
     decode_ticket,
     encode_ticket,
     layout_mismatch,
@@ -30,6 +31,7 @@ from .ticket_samples import (
     LAYOUT,
     TOKENS,
     chain_of,
+    encoded,
     expected,
     header,
     ticket,
@@ -78,7 +80,7 @@ def refusal(buffer: Any, **wanted: Any) -> str:
 @pytest.mark.parametrize(("start", "end"), [(0, 4), (4, 12), (12, 19), (16, 19), (0, 19)])
 def test_blocks_come_back_as_a_read_only_view(start: int, end: int) -> None:
     sent = words(header(start, end).num_blocks)
-    buffer = encode_ticket(header(start, end), sent)
+    buffer = encoded(header(start, end), sent)
     came = decode_ticket(buffer, expected(start))
     filled = end - start
     rows = np.moveaxis(came, 4, 2).reshape(2, -1, 2, 2, 2)  # tokens in order
@@ -115,24 +117,37 @@ def test_the_bytes_are_those_of_version_1() -> None:
 
 def test_a_ticket_is_a_copy_of_its_blocks() -> None:
     blocks = words(2)
-    buffer = encode_ticket(header(), blocks)
+    buffer = encoded(header(), blocks)
     blocks[...] = 0
     decode_ticket(buffer, expected())
 
 
-@pytest.mark.parametrize(
-    "blocks", [words(1), words(2).astype(np.int32), words(2)[:1], words(2).view(np.float16)]
-)
-def test_blocks_that_do_not_fit_their_header_are_not_encoded(blocks: Any) -> None:
-    with pytest.raises(ValueError, match=r"tokens 4 to 12 need blocks of \(2, 2, 2, 2, 4, 2\)"):
-        encode_ticket(header(), blocks)
+@pytest.mark.parametrize("difference", [-1, 1, LAYOUT.bytes_per_block])
+def test_a_buffer_of_another_size_is_refused(difference: int) -> None:
+    buffer = np.empty(header().num_bytes + difference, np.uint8)
+    with pytest.raises(
+        ValueError, match=rf"tokens 4 to 12 has 512 bytes, the buffer {buffer.size}"
+    ):
+        encode_ticket(header(), buffer, lambda out: out.fill(1))
+
+
+def test_what_cannot_write_its_blocks_makes_no_ticket() -> None:
+    """A buffer is used again, and its old ticket is no answer to the new header."""
+    buffer = ticket()
+
+    def fail(_: Words) -> None:
+        raise ZeroDivisionError("injected")
+
+    with pytest.raises(ZeroDivisionError, match="injected"):
+        encode_ticket(header(12, 19), buffer[: header(12, 19).num_bytes], fail)
+    assert refusal(buffer, start=12) == "wrong_span"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_any_element_type(dtype: Any) -> None:
     layout = replace(LAYOUT, dtype=dtype)
     blocks = words(2, layout)
-    came = decode_ticket(encode_ticket(header(layout=layout), blocks), expected(layout=layout))
+    came = decode_ticket(encoded(header(layout=layout), blocks), expected(layout=layout))
     assert came.dtype == blocks.dtype
     assert np.array_equal(came, blocks)
 
@@ -254,7 +269,7 @@ def test_nothing_of_the_claimed_size_is_allocated() -> None:
     buffer = ticket()
     assert refusal(forged(buffer, **claims)) == "bad_size"  # num_bytes of that does not fit a field
     tiny = replace(LAYOUT, num_layers=1, num_kv_heads=1, head_dim=1, block_size=1)
-    small = encode_ticket(header(4, 5, layout=tiny, chain=bytes(32)), words(1, tiny))
+    small = encoded(header(4, 5, layout=tiny, chain=bytes(32)), words(1, tiny))
     forgery = forged(small, end=4 + blocks, num_blocks=blocks, num_bytes=4 * blocks)
     tracemalloc.start()
     try:

@@ -45,9 +45,16 @@ def header(start: int = 4, end: int = 12, **changes: object) -> TicketHeader:
     return TicketHeader(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+def encoded(header: TicketHeader, blocks_Ln2KSD: Words) -> Buffer:
+    """A ticket of given blocks, in memory of its own."""
+    buffer = np.full(header.num_bytes, 0xA5, np.uint8)
+    encode_ticket(header, buffer, lambda out: np.copyto(out, blocks_Ln2KSD))
+    return buffer
+
+
 def ticket(start: int = 4, end: int = 12, **changes: object) -> Buffer:
     made = header(start, end, **changes)
-    return encode_ticket(made, words(made.num_blocks, made.layout))
+    return encoded(made, words(made.num_blocks, made.layout))
 
 
 def expected(start: int = 4, limit: int = len(TOKENS), **changes: object) -> Expected:

@@ -48,6 +48,21 @@ def test_copies_happen_at_once(config: ModelConfig) -> None:
     assert torch.equal(cache.blocks_LN2KSD[:, 5], before[:, 3])
 
 
+def test_blocks_are_read_in_the_order_that_is_asked_for(config: ModelConfig) -> None:
+    cache = make(config)
+    cache.blocks_LN2KSD.copy_(torch.randn_like(cache.blocks_LN2KSD))
+    out = torch.full_like(cache.blocks_LN2KSD[:, :3], float("nan"))
+    cache.read_blocks([4, 0, 4], out)
+    assert torch.equal(out, cache.blocks_LN2KSD[:, [4, 0, 4]])
+
+
+def test_reading_into_room_of_another_shape_is_refused(config: ModelConfig) -> None:
+    cache = make(config)
+    room = torch.zeros_like(cache.blocks_LN2KSD[:, :2])
+    with pytest.raises(ValueError, match=r"\[3, 2, 2, 3, 4, 24\]; \[3, 1, 2, 3, 4, 24\] are read"):
+        cache.read_blocks([1], room)
+
+
 def test_clearing(config: ModelConfig) -> None:
     cache = make(config)
     cache.blocks_LN2KSD.fill_(float("nan"))

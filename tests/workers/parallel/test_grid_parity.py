@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from inference_pio import LLM, SamplingParams
 from inference_pio.kernels.context import ContextItem
 from inference_pio.workers.batch import BatchInputs
+from inference_pio.workers.engine import Engine
 from inference_pio.workers.parallel import stage
 from inference_pio.workers.parallel.micro_batches import split_step
 from inference_pio.workers.types import BlockId
@@ -169,6 +171,13 @@ def step(ids: list[int], table: list[int], start: int) -> BatchInputs:
     return BatchInputs(ids[start:], [item], [len(ids) - start - 1], [])
 
 
+def read(engine: Engine, block_ids: list[int]) -> Tensor:
+    """A copy of some blocks, over memory that held something else."""
+    out = torch.full(engine.kv_layout.shape(len(block_ids)), float("nan"))
+    engine.executor.read_blocks([BlockId(block) for block in block_ids], out)
+    return out
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_blocks_go_from_any_grid_to_any_other(
     make_text_checkpoint: MakeCheckpoint,
@@ -179,28 +188,28 @@ def test_blocks_go_from_any_grid_to_any_other(
 ) -> None:
     """KV computed on one side is that of the other, and decodes there to the same logits."""
     folder = make_text_checkpoint(num_hidden_layers=3)
-    one = make_driver(folder, num_blocks=8).engine.executor
-    many = make_grid(folder, num_blocks=8, parallel=GRIDS[grid]).engine.executor
-    twin = make_grid(folder, num_blocks=8, parallel={"tensor": 2}).engine.executor
+    one = make_driver(folder, num_blocks=8).engine
+    many = make_grid(folder, num_blocks=8, parallel=GRIDS[grid]).engine
+    twin = make_grid(folder, num_blocks=8, parallel={"tensor": 2}).engine
     ids = prompt(41)
-    for executor, table in ((one, [3, 1, 6]), (many, [5, 0, 2])):
-        executor.forward(step(ids[:-1], table, 0))
-    blocks = one.read_blocks([3, 1, 6])
-    torch.testing.assert_close(many.read_blocks([5, 0, 2]), blocks, rtol=1e-4, atol=1e-4)
+    for engine, table in ((one, [3, 1, 6]), (many, [5, 0, 2])):
+        engine.executor.forward(step(ids[:-1], table, 0))
+    blocks = read(one, [3, 1, 6])
+    torch.testing.assert_close(read(many, [5, 0, 2]), blocks, rtol=1e-4, atol=1e-4)
     # Zeros behind the end: the last block has room for more tokens than there are.
-    assert not many.read_blocks([2])[..., 40 % 16 :, :].any()
+    assert not read(many, [2])[..., 40 % 16 :, :].any()
     with torch.inference_mode():
-        expected = one.forward(step(ids, [3, 1, 6], 40)).clone()
-    many.write_blocks([7, 4, 1], blocks)
-    assert torch.equal(many.read_blocks([7, 4, 1]), blocks)
-    assert torch.equal(many.read_blocks([1, 7]), blocks[:, [2, 0]])
+        expected = one.executor.forward(step(ids, [3, 1, 6], 40)).clone()
+    many.executor.write_blocks([7, 4, 1], blocks)
+    assert torch.equal(read(many, [7, 4, 1]), blocks)
+    assert torch.equal(read(many, [1, 7]), blocks[:, [2, 0]])
     torch.testing.assert_close(
-        many.forward(step(ids, [7, 4, 1], 40)), expected, rtol=1e-4, atol=1e-4
+        many.executor.forward(step(ids, [7, 4, 1], 40)), expected, rtol=1e-4, atol=1e-4
     )
     # And on, to a third degree.
-    twin.write_blocks([0, 1, 2], many.read_blocks([7, 4, 1]))
+    twin.executor.write_blocks([0, 1, 2], read(many, [7, 4, 1]))
     torch.testing.assert_close(
-        twin.forward(step(ids, [0, 1, 2], 40)), expected, rtol=1e-4, atol=1e-4
+        twin.executor.forward(step(ids, [0, 1, 2], 40)), expected, rtol=1e-4, atol=1e-4
     )
 
 
@@ -209,11 +218,12 @@ def test_blocks_of_another_shape_are_refused_and_the_group_lives_on(
 ) -> None:
     driver = make_grid(parallel={"tensor": 2})
     executor = driver.engine.executor
-    blocks = executor.read_blocks([0])
-    with pytest.raises(
-        ValueError, match=r"\[2, 1, 2, 1, 16, 16\]; \[2, 1, 2, 2, 16, 16\] are meant"
-    ):
-        executor.write_blocks([BlockId(0)], blocks[:, :, :, :1])
+    blocks = read(driver.engine, [0])
+    for method in (executor.write_blocks, executor.read_blocks):
+        with pytest.raises(
+            ValueError, match=r"\[2, 1, 2, 1, 16, 16\]; \[2, 1, 2, 2, 16, 16\] are meant"
+        ):
+            method([BlockId(0)], blocks[:, :, :, :1])
     with pytest.raises(ValueError, match="needs 2 blocks of 16 for 20 tokens, its table has 1"):
         executor.forward(step(prompt(20), [0], 0))
     driver.add("r", prompt(20), max_tokens=3, **GREEDY)

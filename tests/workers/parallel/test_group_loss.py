@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from inference_pio.workers.async_engine import AsyncEngine, EngineDeadError, build_engine
 from inference_pio.workers.config import EngineConfig
@@ -109,7 +110,7 @@ def test_requests_end_with_a_typed_error_when_a_rank_is_hit(
     with pytest.raises(GroupLostError, match="rank 1"):
         running.executor.check()
     with pytest.raises(GroupLostError, match="rank 1"):
-        running.executor.read_blocks([0])
+        running.executor.read_blocks([0], torch.empty(running.engine.engine.kv_layout.shape(1)))
 
 
 RANK_0 = f"""

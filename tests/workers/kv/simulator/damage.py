@@ -11,11 +11,11 @@ from inference_pio.workers.kv.handoff import KVImport
 from inference_pio.workers.kv.ticket import (
     HEADER_BYTES,
     Buffer,
-    encode_ticket,
     read_header,
     request_digest,
 )
 
+from ..ticket_samples import encoded
 from .values import LAYOUT
 
 
@@ -55,4 +55,4 @@ def mislabelled(buffer: Buffer, target: KVImport, rng: Random) -> Buffer:
     if rng.random() < 0.8 and target.next + span <= target.limit:
         header = replace(header, start=target.next, end=target.next + span)
     payload = buffer[HEADER_BYTES:].view(LAYOUT.words).reshape(LAYOUT.shape(header.num_blocks))
-    return encode_ticket(header, payload)
+    return encoded(header, payload)

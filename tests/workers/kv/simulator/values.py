@@ -92,12 +92,13 @@ class ValueExecutor:
         for source, destination in pairs:
             self.slots[destination] = list(self.slots[source])
 
-    def read_blocks(self, block_ids: Sequence[BlockId]) -> Tensor:
+    def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor) -> None:
         """See ``Executor.read_blocks``."""
         self._maybe_fail()
         numbers = np.array([self.slots[block_id] for block_id in block_ids], dtype="<i8")
         words = numbers.view("<i4").reshape(-1, BLOCK, 2).transpose(0, 2, 1)
-        return torch.from_numpy(words.reshape(LAYOUT.shape(len(block_ids)))).view(torch.float32)
+        blocks = torch.from_numpy(words.reshape(LAYOUT.shape(len(block_ids))))
+        out_Ln2KSD.view(torch.int32).copy_(blocks)
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:
         """See ``Executor.write_blocks``."""
