@@ -13,6 +13,8 @@ from ..workers.config import EngineConfig
 from ..workers.model_source import resolve_model
 from ..workers.types import EngineStats, GenerateRequest
 from .config import RemotePrefillConfig
+from .kv_transport import KVTransport
+from .object_store_transport import ObjectStoreTransport
 from .rank_actor import ActorRanks
 from .replica_port import listen_on_node_address
 from .wire import ModelFacts, Packed, RouteHints, SubmitReply, pack
@@ -38,7 +40,6 @@ class EngineReplica:
         from ..workers.async_engine import AsyncEngine, build_engine
         from .engine_service import EngineService
         from .kv_source import KVSource
-        from .object_store_transport import ObjectStoreTransport
 
         # First, since __del__ runs after a failure here too.
         self._watch: asyncio.Task[None] | None = None
@@ -49,7 +50,7 @@ class EngineReplica:
         engine = build_engine(config, launcher)
         open_source: Callable[[AsyncEngine], KVSource] | None = None
         if remote is not None and prefill is not None:
-            transport = ObjectStoreTransport(prefill)
+            transport = open_transport(remote.transport, prefill)
             open_source = partial(KVSource, config=remote, transport=transport)
         self._service = EngineService(
             engine, replica_id, str(resolve_model(config.model)), open_source
@@ -99,3 +100,16 @@ class EngineReplica:
         if self._watch is not None:
             self._watch.cancel()
             self._service.stop()
+
+
+def open_transport(name: str, prefill: DeploymentHandle[Any]) -> KVTransport:
+    """The decode side of the transport that a configuration names; a replica's process calls it.
+
+    Raises ``RuntimeError`` where this process lacks what it needs.
+    """
+    if name == "nixl":
+        from .nixl_transport import NixlTransport
+
+        return NixlTransport(prefill)
+    assert name == "object_store", name  # see require_transports
+    return ObjectStoreTransport(prefill)

@@ -22,6 +22,11 @@ GAUGES: tuple[tuple[str, str, Value], ...] = (
     ("handoffs_waiting", "Handoffs that wait for a place", lambda s: s.pulls_waiting),
     ("prefill_peers", "Prefill replicas that answer and fit", lambda s: s.peers),
     ("prefill_peers_refused", "Prefill replicas that do not fit", lambda s: len(s.peers_refused)),
+    (
+        "prefill_lent_bytes",
+        "Tickets that prefill replicas keep for readers",
+        lambda s: s.lent_bytes,
+    ),
 )
 COUNTERS: tuple[tuple[str, str, Value], ...] = (
     ("handoffs_done", "Handoffs that brought every token", lambda s: s.pulls_done),
