@@ -265,7 +265,7 @@ class NixlLink:
 
 def open_link(lend_bytes: int = 0) -> NixlLink:
     """A link on the cluster's network; call it in a replica. Raises what ``NixlLink`` raises, and
-    ``ValueError`` where this node has no interface for it."""
+    ``ValueError`` where this node has no device for it."""
     listen_on_cluster_network(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
     return NixlLink(lend_bytes)
 

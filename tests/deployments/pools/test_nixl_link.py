@@ -168,6 +168,7 @@ def test_memory_stays_until_a_transfer_that_nobody_waits_for_has_ended(
 
 
 def test_a_cut_connection_costs_one_ticket(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The one kind of connection that a test can cut; between nodes it is not used.
     monkeypatch.setenv("UCX_TLS", "tcp")
     link = NixlLink()
 
