@@ -39,8 +39,8 @@ REFUSED = {
         "where a failed handoff may cost no request; use nixl or object_store"
     ),
     "cuda_ipc": (
-        "it carries GPU memory, and KV tickets are made and checked in host memory; use nixl or "
-        "object_store, which share memory between replicas of one node"
+        "it carries GPU memory, and KV tickets are made and checked in host memory; use "
+        "object_store, by which they stay in their node's memory where both replicas share one"
     ),
 }
 """Transports that no build has, and why."""
