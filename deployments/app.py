@@ -24,7 +24,7 @@ from .config import INGRESS, PoolConfig, ServiceConfig, load_config
 from .edge import CALLBACK_IMPORT_PATH
 from .engine_replica import EngineReplica
 from .ingress_replica import IngressReplica
-from .kv_transport import require_transports
+from .kv_transport import require_transports, transports_from
 from .prefill_replica import PrefillReplica
 
 # Concurrency is bounded by our own gate and the engine's queue, which answer with a reason;
@@ -48,7 +48,7 @@ def build(args: dict[str, Any]) -> Application:
     require_transports(config)
     prefill = {
         pool.name: _deployment(config, pool, PrefillReplica).bind(
-            config.engine_of(pool), config.replicas.health_timeout_s
+            config.engine_of(pool), config.replicas.health_timeout_s, transports_from(config, pool)
         )
         for pool in config.pools
         if pool.role == "prefill"

@@ -109,7 +109,8 @@ class RemotePrefillConfig(FrozenConfig):
     when: Literal["auto", "always", "never"] = "auto"
     """``auto`` decides for each request from measured rates."""
     transport: Literal["object_store", "nccl", "nixl", "cuda_ipc"] = "object_store"
-    """How blocks travel; all but the first need GPUs."""
+    """How blocks travel: through Ray's object store, or read by NIXL from the prefill replica's own
+    memory, which needs the package ``nixl``. The others are refused, with the reason."""
     deadline_s: float = Field(10.0, gt=0)
     """KV that has not come by then is computed here."""
 

@@ -13,6 +13,8 @@ from ..workers.model_source import resolve_model
 from ..workers.types import EngineStats, GenerateRequest
 from .config import RemotePrefillConfig
 from .engine_host import EngineHost
+from .kv_transport import KVTransport
+from .object_store_transport import ObjectStoreTransport
 from .wire import ModelFacts, Packed, RouteHints, SubmitReply, pack
 
 if TYPE_CHECKING:
@@ -34,11 +36,10 @@ class EngineReplica(EngineHost["EngineService"]):
         from ..workers.async_engine import AsyncEngine
         from .engine_service import EngineService
         from .kv_source import KVSource
-        from .object_store_transport import ObjectStoreTransport
 
         open_source: Callable[[AsyncEngine], KVSource] | None = None
         if remote is not None and prefill is not None:
-            transport = ObjectStoreTransport(prefill)
+            transport = open_transport(remote.transport, prefill)
             open_source = partial(KVSource, config=remote, transport=transport)
         checkpoint = str(resolve_model(config.model))
         super().__init__(
@@ -69,3 +70,16 @@ class EngineReplica(EngineHost["EngineService"]):
 
     async def stats(self, *, replica_id: str) -> EngineStats:
         return await self._running().stats(replica_id=replica_id)
+
+
+def open_transport(name: str, prefill: DeploymentHandle[Any]) -> KVTransport:
+    """The decode side of the transport that a configuration names; a replica's process calls it.
+
+    Raises ``RuntimeError`` where this process lacks what it needs.
+    """
+    if name == "nixl":
+        from .nixl_transport import NixlTransport
+
+        return NixlTransport(prefill)
+    assert name == "object_store", name  # see require_transports
+    return ObjectStoreTransport(prefill)

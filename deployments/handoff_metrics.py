@@ -22,6 +22,11 @@ TABLE: tuple[Measure[HandoffStats], ...] = (
     gauge(
         "prefill_peers_refused", "Prefill replicas that do not fit", lambda s: len(s.peers_refused)
     ),
+    gauge(
+        "prefill_lent_bytes",
+        "Tickets that prefill replicas keep for readers",
+        lambda s: s.lent_bytes,
+    ),
     counter("handoffs_done", "Handoffs that brought every token", lambda s: s.pulls_done),
     counter("handoff_seconds", "Time of those, from asking to the end", lambda s: s.pull_seconds),
     counter("handoff_tickets", "KV tickets that came", lambda s: s.tickets),

@@ -17,6 +17,8 @@ class PeerReport:
     chunk_tokens: int
     """Tokens it computes in one step, and so sends in one ticket."""
     stats: EngineStats
+    lent_bytes: int = 0
+    """Of tickets that lie in its own memory until their readers have read them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class HandoffStats:
     """Prefill replicas that answer and whose KV fits."""
     peers_refused: dict[str, str] = field(default_factory=dict)
     """Those whose KV does not fit, by replica, and why."""
+    lent_bytes: int = 0
+    """Of tickets that those keep in their own memory until their readers have read them."""
     peers_lost: int = 0
     """Prefill replicas that stopped answering, since start."""
 

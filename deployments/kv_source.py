@@ -87,6 +87,7 @@ class KVSource:
         """End every handoff."""
         for task in (*self._background, *self._pulls.values()):
             task.cancel()
+        self._transport.close()
 
     # --- the decision, in the engine's thread ----------------------------------------------------
 
@@ -252,6 +253,7 @@ class KVSource:
             transfer_seconds=self._transfer_seconds,
             peers=len(self._peers),
             peers_refused=dict(self._refused),
+            lent_bytes=sum(peer.lent_bytes for peer in self._peers.values()),
             peers_lost=self._totals["peers_lost"],
         )
 

@@ -85,14 +85,14 @@ def logical_resources(config: ServiceConfig, cores: int) -> tuple[int, dict[str,
 def object_store_bytes(config: ServiceConfig, memory: int, shared_memory: int) -> int:
     """The object store's size on a machine with so much memory and free shared memory.
 
-    Every decode replica has room for the handoffs that it pulls at once, each with one window of
-    KV, or one step's where that is more. Bounded by 30 % of the memory, as Ray's own default, and
-    80 % of the shared memory, in which the store lies.
+    Every decode replica that takes KV by it has room for the handoffs that it pulls at once, each
+    with one window of KV, or one step's where that is more. Bounded by 30 % of the memory, as Ray's
+    own default, and 80 % of the shared memory, in which the store lies.
     """
     size = OBJECT_STORE_BYTES
     sources = {pool.name: config.engine_of(pool) for pool in config.pools}
     for pool in config.serving_pools:
-        if pool.prefill is not None:
+        if pool.prefill is not None and pool.prefill.transport == "object_store":
             source = sources[pool.prefill.pool]
             step = source.max_batched_tokens * kv_bytes_per_token(source)
             size += pool.replicas * MAX_PULLS * max(WINDOW_BYTES, step)

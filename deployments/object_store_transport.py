@@ -13,99 +13,52 @@ after its producer has ended).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-import numpy as np
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
-    OwnerDiedError,
-    RayActorError,
-    RayTaskError,
-    TaskCancelledError,
-    WorkerCrashedError,
-)
-from ray.serve.exceptions import DeploymentUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+import ray
+from ray.serve.handle import DeploymentHandle
 
 from ..workers.kv.ticket import Buffer
-from ..workers.types import PrefillRequest, RequestError
-from .handoff_stats import PeerReport
-from .kv_transport import Arrival, decode_replica_id
-from .wire import RouteHints, WrongReplicaError
-
-POLL_TIMEOUT_S = 5.0
-
-_REASONS: tuple[tuple[type[BaseException], str], ...] = (
-    (OwnerDiedError, "owner_died"),
-    (ObjectLostError, "object_lost"),
-    (ObjectStoreFullError, "store_full"),
-    (OutOfDiskError, "store_full"),
-    (RayActorError, "peer_died"),
-    (WorkerCrashedError, "peer_died"),
-    (NodeDiedError, "peer_died"),
-    (WrongReplicaError, "peer_died"),
-    (DeploymentUnavailableError, "peer_died"),
-    (TaskCancelledError, "cancelled"),
-)
+from ..workers.types import PrefillRequest
+from .kv_transport import Arrival
+from .prefill_calls import PrefillCalls, bytes_behind
+from .wire import RouteHints
 
 
-class ObjectStoreTransport:
-    """Tickets as items of a Serve stream that is made by reference."""
+class ObjectStoreTransport(PrefillCalls):
+    """The decode side: tickets as references in a Serve stream."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle = handle
+        super().__init__(handle, "object_store")
 
     async def pull(
         self, request: PrefillRequest, hints: RouteHints
     ) -> AsyncGenerator[str | Arrival, None]:
         """See ``KVTransport.pull``."""
-        call = self._handle.options(stream=True, _by_reference=True).prefill.remote(
-            request, hints=hints
-        )
-        assert isinstance(call, DeploymentResponseGenerator)  # what stream=True stands for
-        try:
-            items = await call._to_object_ref_gen()
-            yield decode_replica_id(await _fetch(await anext(items)))
+        async with self._stream(request, hints) as (replica_id, items):
+            yield replica_id
             async for item in items:
                 (ticket,) = await item
                 asked = time.monotonic()
-                buffer = await _fetch(ticket)
+                buffer = await bytes_behind(ticket)
                 yield Arrival(buffer, time.monotonic() - asked)
-        finally:
-            call.cancel()  # type: ignore[no-untyped-call]
 
-    async def acknowledge(self, request: PrefillRequest, count: int, *, replica_id: str) -> None:
-        """See ``KVTransport.acknowledge``."""
-        await self._handle.acknowledge.remote(
-            request.request_id, request.attempt, request.epoch, count, replica_id=replica_id
-        )
-
-    async def reports(self) -> list[PeerReport]:
-        """See ``KVTransport.reports``."""
-        answers = await self._handle.broadcast("report").results_async(
-            timeout_s=POLL_TIMEOUT_S, return_exceptions=True
-        )
-        return [answer for answer in answers if isinstance(answer, PeerReport)]
-
-    def failure_reason(self, error: Exception) -> str:
-        """See ``KVTransport.failure_reason``."""
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        if isinstance(cause, RequestError):
-            return cause.code
-        for kind, reason in _REASONS:
-            if isinstance(cause, kind):
-                return reason
-        return "peer_failed"
+    def close(self) -> None:
+        """See ``KVTransport.close``: what is left is Ray's to free."""
 
 
-async def _fetch(ref: Any) -> Buffer:
-    """The array behind a reference, in place; nothing but numpy's own format is accepted."""
-    buffer = await ref
-    if type(buffer) is not np.ndarray or buffer.dtype != np.uint8:
-        raise TypeError(f"a ticket is an array of bytes, {type(buffer).__name__} came")
-    return buffer
+class ObjectStorePost:
+    """The prefill side of one stream; Ray counts who still reads."""
+
+    on_read: None = None
+
+    async def send(self, buffer: Buffer) -> list[Any]:
+        """See ``TicketPost.send``."""
+        # In a thread, for it copies; in a list, for Ray would resolve a bare reference.
+        return [await asyncio.to_thread(ray.put, buffer)]
+
+    def close(self) -> None:
+        """See ``TicketPost.close``: with the stream its references go."""

@@ -6,14 +6,15 @@
 3. ``prefill`` yields them in order while the reader keeps up: at most ``window_bytes`` are
    unacknowledged, and at most ``MAX_WAITING_BYTES`` wait here, all requests together.
 4. The stream ends behind the last ticket, with the error that the engine told, or at the request's
-   deadline. A reader that leaves earlier closes it. Whatever ends it frees everything at once.
+   deadline. Where tickets are kept for their reader, it ends once the last has been read. A reader
+   that leaves earlier closes it. Whatever ends it frees everything at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from ..workers.engine import Engine
 from ..workers.kv.block import IntegrityError
@@ -32,7 +33,14 @@ Name = tuple[str, int]
 class Shipment:
     """The tickets of one request on their way out."""
 
-    def __init__(self, request: PrefillRequest, window_bytes: int) -> None:
+    def __init__(
+        self,
+        request: PrefillRequest,
+        window_bytes: int,
+        on_read: Callable[[], None] | None = None,
+    ) -> None:
+        """``on_read`` is called for each ticket that has been read; with it ``take`` gives ``None``
+        only when all have been."""
         self.epoch = request.epoch
         self.waiting_bytes = 0
         """In tickets that were not yielded yet."""
@@ -43,6 +51,7 @@ class Shipment:
         self._unread: deque[int] = deque()  # sizes of yielded tickets, oldest first
         self._num_read = 0
         self._end: PrefillEnd | None = None
+        self._on_read = on_read
         self._changed = asyncio.Event()
 
     @property
@@ -70,10 +79,12 @@ class Shipment:
         while self._unread and self._num_read < count:
             self._unread.popleft()
             self._num_read += 1
+            if self._on_read is not None:
+                self._on_read()
         self._changed.set()
 
     async def take(self) -> Buffer | None:
-        """The next ticket as soon as the window lets it through; ``None`` behind the last.
+        """The next ticket as soon as the window lets it through; ``None`` at the stream's end.
 
         Raises ``RequestError`` for the engine's error, or when the deadline has passed.
         """
@@ -81,7 +92,8 @@ class Shipment:
             if self._end is not None and not self._waiting:
                 if self._end.error is not None:
                     raise self._end.error
-                return None
+                if self._on_read is None or not self._unread:
+                    return None
             await self._wait()
         buffer = self._waiting.popleft()
         self.waiting_bytes -= buffer.nbytes
@@ -127,18 +139,21 @@ class PrefillService(ServedEngine):
         """Requests whose reader is still there."""
         return len(self._shipments)
 
-    def report(self) -> PeerReport:
-        """What decode replicas decide by."""
+    def report(self, lent_bytes: int = 0) -> PeerReport:
+        """What decode replicas decide by, and the bytes of tickets that are kept for readers."""
         engine = self._engine.engine
         return PeerReport(
             replica_id=self.replica_id,
             layout=engine.kv_layout,
             chunk_tokens=engine.config.max_batched_tokens,
             stats=self._engine.stats(),
+            lent_bytes=lent_bytes,
         )
 
-    async def prefill(self, request: PrefillRequest) -> AsyncGenerator[Buffer, None]:
-        """This replica's name, then the request's tickets.
+    async def prefill(
+        self, request: PrefillRequest, on_read: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Buffer, None]:
+        """This replica's name, then the request's tickets; for ``on_read`` see ``Shipment``.
 
         Raises ``RequestError`` for what the engine refuses or fails on, for a name that is in use,
         and at the deadline.
@@ -146,7 +161,7 @@ class PrefillService(ServedEngine):
         name = (request.request_id, request.attempt)
         if name in self._shipments:
             raise RequestError(f"attempt {name[1]} of {name[0]} is in use", code="duplicate")
-        shipment = Shipment(request, self._window_bytes)
+        shipment = Shipment(request, self._window_bytes, on_read)
         self._shipments[name] = shipment
         try:
             self._engine.add_prefill(request)

@@ -10,6 +10,7 @@ import psutil
 
 from ...workers.model.config import CheckpointError
 from ..config import PoolConfig, ServiceConfig
+from ..kv_transport import missing_package, refusal
 from .demand import replica_groups, total_demand, whole
 from .files import Described, read_file
 from .memory import RankMemory, UnknownModelError, engine_memory
@@ -57,6 +58,7 @@ def review_file(path: Path) -> Review:
         reviewed, problem = _review_pool(config, pool, described.pools_key)
         pools.append(reviewed)
         problems += [problem] if problem is not None else []
+        problems += _transport_problems(pool, described)
     nodes = (this_machine(config),) if described.nodes is None else described.nodes
     plan = None
     if nodes:
@@ -101,6 +103,18 @@ def _review_pool(
     except (CheckpointError, ValueError) as error:
         problem = Problem(f"{key}.{pool.name}", str(error))
     return PoolReview(pool, engine.model, config.model_name_of(pool), memory), problem
+
+
+def _transport_problems(pool: PoolConfig, described: Described) -> list[Problem]:
+    """A transport that is refused, or whose package is missing; on other nodes it may be there."""
+    key = f"{described.pools_key}.{pool.name}"
+    if (reason := refusal(pool)) is not None:
+        return [Problem(key, reason)]
+    if (reason := missing_package(pool)) is not None:
+        if described.nodes is None:
+            return [Problem(key, reason)]
+        return [Problem(key, f"{reason} (not on this machine; each node needs it)", is_error=False)]
+    return []
 
 
 def _no_nodes(described: Described) -> Problem:

@@ -101,6 +101,11 @@ def test_the_object_store_holds_the_handoffs_of_every_decode_replica() -> None:
     assert object_store_bytes(config, LARGE, LARGE) == want
 
 
+def test_handoffs_by_another_way_need_no_object_store() -> None:
+    by_nixl = {**DECODE, "prefill": {"pool": "prefill", "transport": "nixl"}}
+    assert object_store_bytes(pools(PREFILL, by_nixl), LARGE, LARGE) == OBJECT_STORE_BYTES
+
+
 def test_a_step_that_is_larger_than_the_window_counts() -> None:
     config = pools(PREFILL, DECODE, max_batched_tokens=2**20)
     step = 2**20 * kv_bytes_per_token(config.engine)

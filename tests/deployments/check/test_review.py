@@ -159,6 +159,32 @@ def test_a_strict_pack_that_no_node_type_can_hold(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("transport", "reason"), [("nccl", "is refused: a transfer"), ("cuda_ipc", "is refused: it")]
+)
+def test_a_transport_that_no_build_has(tmp_path: Path, transport: str, reason: str) -> None:
+    document = load("disaggregated.yaml")
+    args(document)["pools"][1]["prefill"]["transport"] = transport
+    assert f"pools.thinking: prefill.transport '{transport}' {reason}" in errors(
+        review(tmp_path, document)
+    )
+
+
+def test_a_transport_whose_package_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nixl", None)
+    application = load("disaggregated.yaml")
+    args(application)["pools"][1]["prefill"]["transport"] = "nixl"
+    assert "'nixl' needs the package nixl: pip install" in errors(review(tmp_path, application))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(application))
+    document = load("ray-up-aws.yaml")
+    document["metadata"]["application"] = "mine.yaml"
+    result = review(tmp_path, document)
+    assert "pip install" not in errors(result)
+    assert "not on this machine; each node needs it" in warnings(result)
+
+
 def test_a_missing_application_is_named(tmp_path: Path) -> None:
     document = load("ray-up-local.yaml")
     document["metadata"]["application"] = "absent.yaml"

@@ -1,4 +1,7 @@
-"""One real service with every kind of pool: unified, decode with prefill, and two ranks."""
+"""One real service with every kind of pool: unified, decode with prefill, and two ranks.
+
+Where NIXL is installed a second decode pool takes from the same prefill pool by it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,15 @@ from inference_pio.deployments.local_ports import free_ports
 
 SETTLE_S = 90.0
 ANSWER = b"answer: "
-APPLICATION = {
+HAS_NIXL = find_spec("nixl") is not None
+DIRECT = {
+    "name": "direct",
+    "num_cpus": 0.25,
+    "role": "decode",
+    "served_model_name": "direct",
+    "prefill": {"pool": "prefill", "when": "always", "transport": "nixl"},
+}
+APPLICATION: dict[str, Any] = {
     "name": "pools",
     "route_prefix": "/",
     "import_path": "inference_pio.deployments.app:build",
@@ -51,9 +63,21 @@ APPLICATION = {
                 "served_model_name": "ranks",
                 "engine": {"parallel": {"tensor": 2}},
             },
+            *([DIRECT] if HAS_NIXL else []),
         ],
     },
 }
+
+
+@dataclass(frozen=True)
+class Split:
+    """A decode pool that has its prompts prefilled elsewhere."""
+
+    pool: str
+    model: str
+
+
+SPLITS = {"object_store": Split("answer", "split"), "nixl": Split("direct", "direct")}
 
 
 @dataclass
@@ -70,6 +94,16 @@ class PoolsService:
         answer = self.client.post("/v1/completions", json={**body, **settings})
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
+
+    @property
+    def pools(self) -> list[str]:
+        """The names of its pools."""
+        return [str(pool["name"]) for pool in APPLICATION["args"]["pools"]]
+
+    @property
+    def decode_pools(self) -> list[str]:
+        """Those that have their prompts prefilled elsewhere."""
+        return [split.pool for split in SPLITS.values() if split.pool in self.pools]
 
     def text(self, model: str, prompt: list[int], max_tokens: int = 12) -> str:
         return str(self.complete(model, prompt, max_tokens=max_tokens)["choices"][0]["text"])
@@ -108,8 +142,9 @@ class PoolsService:
             "kv_cache_used_ratio",
             "handoffs_running",
             "handoffs_waiting",
+            "prefill_lent_bytes",
         )
-        for pool in ("one", "answer", "prefill", "ranks"):
+        for pool in self.pools:
             for name in held:
                 until(lambda n=name, p=pool: self.number(n, p) == 0, f"{pool}: {name}")
         # Serve keeps some hundred kilobytes of its own there.
@@ -151,6 +186,22 @@ def until(condition: Callable[[], bool], what: str, timeout_s: float = SETTLE_S)
         time.sleep(0.1)
 
 
+@pytest.fixture(
+    params=[
+        "object_store",
+        pytest.param(
+            "nixl",
+            marks=pytest.mark.skipif(
+                not HAS_NIXL, reason="NIXL is not installed: pip install 'inference-pio[nixl]'"
+            ),
+        ),
+    ]
+)
+def split(request: pytest.FixtureRequest) -> Split:
+    """The decode pool of each transport in turn."""
+    return SPLITS[request.param]
+
+
 @pytest.fixture
 def settle() -> Callable[..., None]:
     """``settle(condition, what)``: wait for a condition; its failure says ``what``."""
@@ -177,7 +228,8 @@ def pools_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolsSer
         service = PoolsService(client, folder, process)
         try:
             assert service.answer() == "ready", f"it did not start:\n{log.read_text()[-4000:]}"
-            until(lambda: service.number("prefill_peers", "answer") == 1, "no prefill replica met")
+            for pool in service.decode_pools:
+                until(lambda p=pool: service.number("prefill_peers", p) == 1, f"{pool}: no peer")
             yield service
             assert process.poll() is None, f"the service died:\n{log.read_text()[-4000:]}"
         finally:

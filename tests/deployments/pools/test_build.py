@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 from functools import cache
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from inference_pio.deployments.config import load_config
+from inference_pio.deployments.config import ServiceConfig, load_config
 from inference_pio.deployments.kv_transport import (
     decode_replica_id,
     encode_replica_id,
     require_transports,
+    transports_from,
 )
 
 DECODE = {"name": "answer", "role": "decode", "prefill": {"pool": "prefill"}}
@@ -35,6 +38,7 @@ from ray.exceptions import (
 from ray.serve._private.build_app import build_app
 from ray.serve.exceptions import DeploymentUnavailableError
 from inference_pio.deployments.app import build
+from inference_pio.deployments.kv_transport import TransferError
 from inference_pio.deployments.object_store_transport import ObjectStoreTransport
 from inference_pio.workers.types import RequestError
 
@@ -58,6 +62,7 @@ reasons = [
         ObjectStoreFullError(),
         OutOfDiskError(),
         RayTaskError("prefill", "", RequestError("full", code="queue_full")),
+        TransferError("the peer is gone"),
         RayTaskError("prefill", "", KeyError("x")),
         OSError(),
     )
@@ -112,17 +117,53 @@ def test_every_failure_of_ray_has_its_word() -> None:
         "store_full",
         "store_full",
         "queue_full",
+        "transfer_failed",
         "peer_failed",
         "peer_failed",
     ]
 
 
-@pytest.mark.parametrize("transport", ["nccl", "nixl", "cuda_ipc"])
-def test_a_transport_that_is_not_there_is_refused_by_name(transport: str) -> None:
+def by(transport: str) -> ServiceConfig:
     pool = {**DECODE, "prefill": {"pool": "prefill", "transport": transport}}
-    config = load_config({"pools": [pool, PREFILL]})
-    with pytest.raises(ValueError, match=f"'answer'.*'{transport}' needs GPUs.*object_store"):
-        require_transports(config)
+    return load_config({"pools": [pool, PREFILL]})
+
+
+@pytest.mark.parametrize(
+    ("transport", "reason"), [("nccl", "kill both replicas"), ("cuda_ipc", "host memory")]
+)
+def test_a_transport_that_is_not_there_is_refused_with_the_reason(
+    transport: str, reason: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"'answer'.*'{transport}' is refused.*{reason}.*object_store"
+    ):
+        require_transports(by(transport))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_nixl_needs_its_package(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if installed:
+        monkeypatch.setitem(sys.modules, "nixl", ModuleType("nixl"))
+        sys.modules["nixl"].__spec__ = ModuleSpec("nixl", None)
+        require_transports(by("nixl"))
+    else:
+        monkeypatch.setitem(sys.modules, "nixl", None)
+        with pytest.raises(ValueError, match=r"'answer'.*pip install 'inference-pio\[nixl\]'"):
+            require_transports(by("nixl"))
+
+
+def test_a_prefill_pool_knows_who_takes_from_it_and_how() -> None:
+    pools = [
+        {**DECODE, "name": name, "prefill": {"pool": source, "transport": transport}}
+        for name, source, transport in [
+            ("a", "prefill", "object_store"),
+            ("b", "prefill", "nixl"),
+            ("c", "other", "nixl"),
+        ]
+    ]
+    config = load_config({"pools": [*pools, PREFILL, {**PREFILL, "name": "other"}]})
+    found = {pool.name: transports_from(config, pool) for pool in config.pools[3:]}
+    assert found == {"prefill": ["nixl", "object_store"], "other": ["nixl"]}
 
 
 def test_a_replica_is_named_by_its_stream() -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 
-from inference_pio.deployments.config import load_config
+from inference_pio.deployments.config import RemotePrefillConfig, load_config
 from inference_pio.deployments.engine_metrics import EngineCollector, EngineReading
 from inference_pio.deployments.handoff_metrics import HandoffCollector, with_peers
 from inference_pio.deployments.handoff_stats import DecodeStats, HandoffStats
-from inference_pio.deployments.kv_transport import MAX_PULLS, WINDOW_BYTES, require_transports
+from inference_pio.deployments.kv_transport import (
+    MAX_FETCHES,
+    MAX_PULLS,
+    REFUSED,
+    WINDOW_BYTES,
+    require_transports,
+)
 from inference_pio.deployments.prefill_service import MAX_WAITING_BYTES
 from inference_pio.workers.types import EngineStats
 
@@ -51,3 +58,12 @@ def test_its_limits_are_those_of_the_code() -> None:
     assert f"At most {MAX_PULLS} handoffs" in PAGE
     assert f"At most {WINDOW_BYTES // 2**20} MiB" in PAGE
     assert f"at most {MAX_WAITING_BYTES // 2**30} GiB" in PAGE
+    assert f"2 of its largest tickets, {2 * WINDOW_BYTES // 2**20} MiB at least" in PAGE
+    assert f"has {MAX_FETCHES} such transfers" in PAGE
+
+
+def test_every_transport_is_described() -> None:
+    names = get_args(RemotePrefillConfig.model_fields["transport"].annotation)
+    section = PAGE.partition("## Transports")[2]
+    found = dict(re.findall(r"^\| `(\w+)` \| (refused|)", section, re.MULTILINE))
+    assert found == {name: "refused" if name in REFUSED else "" for name in names}

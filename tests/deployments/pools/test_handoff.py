@@ -70,6 +70,9 @@ class DirectTransport:
     async def reports(self) -> list[PeerReport]:
         return [self.service.report()]
 
+    def close(self) -> None:
+        pass
+
 
 @dataclass
 class Joined:
@@ -369,6 +372,40 @@ def test_a_stream_waits_for_its_acknowledgements() -> None:
         assert pair.prefill.num_shipments == 0
 
     with_pair(body, window_bytes=1)
+
+
+def test_a_stream_whose_tickets_are_kept_ends_when_all_have_been_read() -> None:
+    async def body(pair: Joined) -> None:
+        kept: list[int] = []
+        posted = request("kept")
+        async with aclosing(pair.prefill.prefill(posted, on_read=lambda: kept.pop(0))) as stream:
+            await anext(stream)
+            for _ in range(5):  # 300 tokens in steps of 64
+                kept.append((await anext(stream)).nbytes)
+            ending = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0.05)
+            assert not ending.done(), "the stream ended with unread tickets"
+            await pair.prefill.acknowledge("kept", 1, 7, 4, replica_id="prefill-1")
+            await asyncio.sleep(0.05)
+            assert (len(kept), ending.done()) == (1, False)
+            await pair.prefill.acknowledge("kept", 1, 7, 5, replica_id="prefill-1")
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(ending, 10)
+            assert kept == []
+
+    with_pair(body)
+
+
+def test_a_stream_whose_tickets_nobody_reads_ends_at_its_deadline() -> None:
+    async def body(pair: Joined) -> None:
+        posted = request("unread", deadline_s=0.5)
+        with pytest.raises(RequestError) as caught:
+            async for _ in pair.prefill.prefill(posted, on_read=lambda: None):
+                pass
+        assert caught.value.code == "deadline_exceeded"
+        assert pair.prefill.num_shipments == 0
+
+    with_pair(body)
 
 
 def test_a_stream_ends_at_its_deadline_when_nobody_reads() -> None:

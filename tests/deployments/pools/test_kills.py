@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import httpx
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import PoolsService
+    from conftest import PoolsService, Split
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -22,11 +23,12 @@ REPLICA = "ray::ServeReplica:pools:"
 VICTIMS = {
     "decode": REPLICA + "answer",
     "prefill": REPLICA + "prefill",
+    **({"direct": REPLICA + "direct"} if find_spec("nixl") else {}),
     "unified": REPLICA + "one",
     "rank": "ray::RankActor",
     "rank 0": REPLICA + "ranks",
 }
-MODELS = ("unified", "split", "ranks")
+MODELS = ("unified", "split", "ranks", *(["direct"] if find_spec("nixl") else []))
 TOKENS = 200
 
 
@@ -49,40 +51,42 @@ def is_whole(service: PoolsService) -> bool:
         return (
             all(service.processes(title) for title in VICTIMS.values())
             and service.client.get("/health").status_code == 200
-            and service.number("prefill_peers", "answer") == 1
+            and all(service.number("prefill_peers", pool) == 1 for pool in service.decode_pools)
         )
     except httpx.TransportError:
         return False
 
 
 def test_a_killed_decode_replica_costs_nobody_a_token(
-    pools_service: PoolsService, settle: Settle
+    pools_service: PoolsService, split: Split, settle: Settle
 ) -> None:
     expected = [pools_service.text("unified", prompt(n), TOKENS) for n in range(6)]
     with ThreadPoolExecutor(6) as threads:
-        answers = [threads.submit(pools_service.text, "split", prompt(n), TOKENS) for n in range(6)]
-        settle(lambda: pools_service.number("requests_running", "answer") > 0, "nothing ran")
-        kill(pools_service, VICTIMS["decode"])
+        answers = [
+            threads.submit(pools_service.text, split.model, prompt(n), TOKENS) for n in range(6)
+        ]
+        settle(lambda: pools_service.number("requests_running", split.pool) > 0, "nothing ran")
+        kill(pools_service, REPLICA + split.pool)
         assert [answer.result() for answer in answers] == expected
-    assert pools_service.numbers("migrations_total", "answer", by="outcome")["moved"] > 0
+    assert pools_service.numbers("migrations_total", split.pool, by="outcome")["moved"] > 0
     settle(lambda: is_whole(pools_service), "the decode replica did not come back")
     pools_service.expect_quiet()
 
 
 def test_a_killed_ingress_cuts_its_clients_and_frees_what_they_held(
-    pools_service: PoolsService, settle: Settle
+    pools_service: PoolsService, split: Split, settle: Settle
 ) -> None:
     with ThreadPoolExecutor(4) as threads:
         answers = [
-            threads.submit(pools_service.text, "split", prompt(n), 3000) for n in range(20, 24)
+            threads.submit(pools_service.text, split.model, prompt(n), 3000) for n in range(20, 24)
         ]
-        settle(lambda: pools_service.number("requests_running", "answer") > 0, "nothing ran")
+        settle(lambda: pools_service.number("requests_running", split.pool) > 0, "nothing ran")
         kill(pools_service, REPLICA + "ingress")
         for answer in answers:
             assert isinstance(answer.exception(), httpx.TransportError | AssertionError)
     settle(lambda: is_whole(pools_service), "the ingress did not come back")
     pools_service.expect_quiet()
-    assert pools_service.text("split", prompt(25)) == pools_service.text("unified", prompt(25))
+    assert pools_service.text(split.model, prompt(25)) == pools_service.text("unified", prompt(25))
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -96,7 +100,11 @@ def test_a_storm_of_kills_makes_no_answer_wrong(
     outcomes: Counter[str] = Counter()
 
     def ask(number: int) -> None:
-        body = {"model": MODELS[number % 3], "prompt": prompt(number), "max_tokens": TOKENS}
+        body = {
+            "model": MODELS[number % len(MODELS)],
+            "prompt": prompt(number),
+            "max_tokens": TOKENS,
+        }
         answer = pools_service.client.post(
             "/v1/completions", json={**body, "temperature": 0, "ignore_eos": True}
         )

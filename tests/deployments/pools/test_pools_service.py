@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import PoolsService
+    from conftest import PoolsService, Split
 
 Settle = Callable[..., None]
 REPLICA = "ray::ServeReplica:pools:"
@@ -34,17 +34,19 @@ def logprobs(answer: dict[str, Any]) -> list[float]:
     return list(answer["choices"][0]["logprobs"]["token_logprobs"])
 
 
-def test_every_topology_gives_the_same_tokens_and_logprobs(pools_service: PoolsService) -> None:
-    before = pools_service.number("kv_imported_tokens_total", "answer")
+def test_every_topology_gives_the_same_tokens_and_logprobs(
+    pools_service: PoolsService, split: Split
+) -> None:
+    before = pools_service.number("kv_imported_tokens_total", split.pool)
     answers = {
         model: pools_service.complete(model, prompt(1), max_tokens=16, logprobs=0)
-        for model in ("unified", "split", "ranks")
+        for model in ("unified", split.model, "ranks")
     }
     expected = answers.pop("unified")
     for model, answer in answers.items():
         assert answer["choices"][0]["text"] == expected["choices"][0]["text"], model
         assert logprobs(answer) == pytest.approx(logprobs(expected), abs=1e-3), model
-    assert pools_service.number("kv_imported_tokens_total", "answer") == before + 1499
+    assert pools_service.number("kv_imported_tokens_total", split.pool) == before + 1499
 
 
 def test_tickets_are_larger_than_what_ray_sends_inline(pools_service: PoolsService) -> None:
@@ -76,28 +78,30 @@ def test_thoughts_and_streams_come_through_every_topology(pools_service: PoolsSe
         assert thought == plain["reasoning_content"]
 
 
-def test_a_killed_prefill_replica_is_invisible(pools_service: PoolsService, settle: Settle) -> None:
+def test_a_killed_prefill_replica_is_invisible(
+    pools_service: PoolsService, split: Split, settle: Settle
+) -> None:
     prompts = [prompt(number, 3000) for number in range(10, 18)]
     expected = [pools_service.text("unified", ids) for ids in prompts]
     (victim,) = pools_service.processes(REPLICA + "prefill")
     with ThreadPoolExecutor(len(prompts)) as threads:
-        answers = [threads.submit(pools_service.text, "split", ids) for ids in prompts]
-        settle(lambda: pools_service.number("handoffs_running", "answer") > 0, "no handoff ran")
+        answers = [threads.submit(pools_service.text, split.model, ids) for ids in prompts]
+        settle(lambda: pools_service.number("handoffs_running", split.pool) > 0, "no handoff ran")
         victim.kill()
         assert [answer.result() for answer in answers] == expected
     assert gone([victim])
-    ends = pools_service.numbers("kv_import_ends_total", "answer", by="reason")
-    local = pools_service.numbers("prefill_decisions_total", "answer", by="reason")["no_peer"]
+    ends = pools_service.numbers("kv_import_ends_total", split.pool, by="reason")
+    local = pools_service.numbers("prefill_decisions_total", split.pool, by="reason")["no_peer"]
     assert sum(ends.values()) - ends["done"] + local > 0, "the kill was not noticed"
     settle(
-        lambda: pools_service.number("prefill_peers", "answer") == 1,
+        lambda: pools_service.number("prefill_peers", split.pool) == 1,
         "the prefill replica did not come back",
     )
     (other,) = pools_service.processes(REPLICA + "prefill")
     assert other.pid != victim.pid
-    before = pools_service.number("kv_imported_tokens_total", "answer")
-    assert pools_service.text("split", prompt(20)) == pools_service.text("unified", prompt(20))
-    assert pools_service.number("kv_imported_tokens_total", "answer") == before + 1499
+    before = pools_service.number("kv_imported_tokens_total", split.pool)
+    assert pools_service.text(split.model, prompt(20)) == pools_service.text("unified", prompt(20))
+    assert pools_service.number("kv_imported_tokens_total", split.pool) == before + 1499
 
 
 def stream_text(
@@ -145,12 +149,14 @@ def test_a_lost_rank_ends_its_group_which_is_rebuilt(
     assert new_rank.pid != rank.pid
 
 
-def test_after_quiet_nothing_is_held(pools_service: PoolsService, settle: Settle) -> None:
-    before = pools_service.number("handoff_bytes_total", "answer")
-    pools_service.text("split", prompt(40))
+def test_after_quiet_nothing_is_held(
+    pools_service: PoolsService, split: Split, settle: Settle
+) -> None:
+    before = pools_service.number("handoff_bytes_total", split.pool)
+    pools_service.text(split.model, prompt(40))
     settle(
-        lambda: pools_service.number("handoff_bytes_total", "answer") > before,
-        "nothing has been in the object store",
+        lambda: pools_service.number("handoff_bytes_total", split.pool) > before,
+        "nothing was handed over",
     )
     pools_service.expect_quiet()
 
