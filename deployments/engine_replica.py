@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ..workers.types import EngineStats, GenerateRequest
 from .config import RemotePrefillConfig
 from .rank_actor import ActorRanks
 from .replica_port import listen_on_node_address
-from .wire import ModelFacts, Packed, RouteHints, SubmitReply, pack
+from .wire import ModelFacts, PackedBatch, RouteHints, SubmitReply, pack_batches
 
 if TYPE_CHECKING:
     import asyncio
@@ -70,9 +71,11 @@ class EngineReplica:
 
     async def subscribe(
         self, stream_id: str, *, replica_id: str
-    ) -> AsyncGenerator[list[Packed], None]:
-        async for batch in self._running().subscribe(stream_id, replica_id=replica_id):
-            yield [pack(chunk) for chunk in batch]
+    ) -> AsyncGenerator[PackedBatch, None]:
+        batches = self._running().subscribe(stream_id, replica_id=replica_id)
+        async with aclosing(pack_batches(batches)) as packed:
+            async for batch in packed:
+                yield batch
 
     async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
         await self._running().abort(stream_id, request_ids, replica_id=replica_id)

@@ -9,7 +9,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ..workers.types import EngineStats, GenerateRequest, TokenChunk
-from .wire import ModelFacts, RouteHints, SubmitReply, unpack
+from .wire import ModelFacts, RouteHints, SubmitReply, unpack_batches
 
 
 class RayTransport:
@@ -33,8 +33,8 @@ class RayTransport:
         call = self._handle.options(stream=True).subscribe.remote(stream_id, replica_id=replica_id)
         assert isinstance(call, DeploymentResponseGenerator)  # what stream=True stands for
         try:
-            async for batch in call:
-                yield [unpack(packed) for packed in batch]
+            async for batch in unpack_batches(aiter(call)):
+                yield batch
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 
