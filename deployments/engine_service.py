@@ -135,6 +135,10 @@ class EngineService:
         """Return after a real turn of the engine loop; raises when there is none."""
         await self._engine.health(timeout)
 
+    def has_replica(self) -> bool:
+        """Whether the engine runs: a caller in this process has no other replica."""
+        return self._engine.is_alive
+
     async def submit(
         self, stream_id: str, requests: Sequence[GenerateRequest], hints: RouteHints
     ) -> SubmitReply:

@@ -9,6 +9,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ..workers.types import EngineStats, GenerateRequest, TokenChunk
+from .router_registry import has_replica
 from .wire import ModelFacts, RouteHints, SubmitReply, unpack_batches
 
 
@@ -40,6 +41,9 @@ class RayTransport:
 
     async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
         await self._handle.abort.remote(stream_id, list(request_ids), replica_id=replica_id)
+
+    def has_replica(self) -> bool:
+        return has_replica(self._handle.app_name, self._handle.deployment_name)
 
     async def facts(self) -> ModelFacts:
         facts: ModelFacts = await self._handle.facts.remote()
