@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from .config import RemotePrefillConfig
 from .engine_host import EngineHost
 from .kv_transport import KVTransport
 from .object_store_transport import ObjectStoreTransport
-from .wire import ModelFacts, Packed, RouteHints, SubmitReply, pack
+from .wire import ModelFacts, PackedBatch, RouteHints, SubmitReply, pack_batches
 
 if TYPE_CHECKING:
     from .engine_service import EngineService  # noqa: F401 - the parameter of the base class
@@ -55,9 +56,11 @@ class EngineReplica(EngineHost["EngineService"]):
 
     async def subscribe(
         self, stream_id: str, *, replica_id: str
-    ) -> AsyncGenerator[list[Packed], None]:
-        async for batch in self._running().subscribe(stream_id, replica_id=replica_id):
-            yield [pack(chunk) for chunk in batch]
+    ) -> AsyncGenerator[PackedBatch, None]:
+        batches = self._running().subscribe(stream_id, replica_id=replica_id)
+        async with aclosing(pack_batches(batches)) as packed:
+            async for batch in packed:
+                yield batch
 
     async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
         await self._running().abort(stream_id, request_ids, replica_id=replica_id)

@@ -121,6 +121,10 @@ class EngineService(ServedEngine):
         stats, source = self._engine.stats(), self._source
         return stats if source is None else DecodeStats.of(stats, source.stats(), source.peers())
 
+    def has_replica(self) -> bool:
+        """Whether the engine runs: a caller in this process has no other replica."""
+        return self._engine.is_alive
+
     async def submit(
         self, stream_id: str, requests: Sequence[GenerateRequest], hints: RouteHints
     ) -> SubmitReply:

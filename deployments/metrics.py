@@ -122,7 +122,7 @@ class Metrics:
         )
 
     def routed(self, route: Route, pool: str) -> None:
-        """A request got its pool."""
+        """A replica of a pool took a request."""
         self._routes.labels(route.model, pool, route.mode.value, route.reason_kind).inc()
         self._complexity.labels(route.model).observe(route.complexity)
 

@@ -9,7 +9,8 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from ..workers.types import EngineStats, GenerateRequest, TokenChunk
-from .wire import ModelFacts, RouteHints, SubmitReply, unpack
+from .router_registry import has_replica
+from .wire import ModelFacts, RouteHints, SubmitReply, unpack_batches
 
 
 class RayTransport:
@@ -33,13 +34,16 @@ class RayTransport:
         call = self._handle.options(stream=True).subscribe.remote(stream_id, replica_id=replica_id)
         assert isinstance(call, DeploymentResponseGenerator)  # what stream=True stands for
         try:
-            async for batch in call:
-                yield [unpack(packed) for packed in batch]
+            async for batch in unpack_batches(aiter(call)):
+                yield batch
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 
     async def abort(self, stream_id: str, request_ids: Sequence[str], *, replica_id: str) -> None:
         await self._handle.abort.remote(stream_id, list(request_ids), replica_id=replica_id)
+
+    def has_replica(self) -> bool:
+        return has_replica(self._handle.app_name, self._handle.deployment_name)
 
     async def facts(self) -> ModelFacts:
         facts: ModelFacts = await self._handle.facts.remote()

@@ -9,6 +9,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
 from .replica_book import ReplicaBook
+from .router_registry import register
 from .wire import RouteHints
 
 
@@ -31,6 +32,7 @@ class AimedRequestRouter(RequestRouter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._book = ReplicaBook()
+        register(self._deployment_id.app_name, self._deployment_id.name, self)
 
     async def choose_replicas(
         self,

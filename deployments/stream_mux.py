@@ -70,6 +70,10 @@ class EngineTransport(Protocol):
 
     async def stats(self, *, replica_id: str) -> EngineStats: ...
 
+    def has_replica(self) -> bool:
+        """Whether a replica is known that would be asked now."""
+        ...
+
 
 class NotTakenError(RuntimeError):
     """No replica answered a submission in time."""

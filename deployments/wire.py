@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -107,6 +108,10 @@ class StreamSweptError(RuntimeError):
     """A subscription that comes after its requests were ended for want of a reader."""
 
 
+class BatchLostError(RuntimeError):
+    """A subscription that came without one of its batches."""
+
+
 @dataclass(frozen=True, slots=True)
 class SubmitReply:
     """Who took the requests; with ``error`` nobody did."""
@@ -178,3 +183,34 @@ def unpack(packed: Packed) -> TokenChunk:
         usage=Usage(*usage),
         thought_end=None if thought_end is None else ThoughtEnd(thought_end),
     )
+
+
+PackedBatch = tuple[int, list[Packed]]
+"""One yield of a subscription: its number, and its chunks."""
+
+
+async def pack_batches(
+    batches: AsyncGenerator[list[TokenChunk], None],
+) -> AsyncGenerator[PackedBatch, None]:
+    """A subscription as it travels: packed and numbered from 0, empty batches too.
+
+    Chunks are numbered themselves, but a request whose last chunk is lost has none behind it that
+    would show the gap. The subscription goes on, so the next batch does, a heartbeat at the latest.
+    """
+    number = 0
+    async with aclosing(batches):
+        async for batch in batches:
+            yield number, [pack(chunk) for chunk in batch]
+            number += 1
+
+
+async def unpack_batches(
+    packed: AsyncIterator[PackedBatch],
+) -> AsyncGenerator[list[TokenChunk], None]:
+    """The batches that were packed. Raises ``BatchLostError`` where one is missing."""
+    expected = 0
+    async for number, chunks in packed:
+        if number != expected:
+            raise BatchLostError(f"batch {expected} of the stream was expected, {number} came")
+        yield [unpack(chunk) for chunk in chunks]
+        expected += 1

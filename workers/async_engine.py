@@ -78,6 +78,11 @@ class AsyncEngine:
         """Launch the loop."""
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the loop has neither ended nor been told to."""
+        return self._failure is None and not self._stopping
+
     def submit(self, request: GenerateRequest) -> None:
         """Hand a request over.
 

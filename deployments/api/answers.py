@@ -70,6 +70,7 @@ class Answer:
         opened = pool.mux.open(self.requests, deadline_s=deadline_s, hints=self.hints)
         try:
             async with opened as generation:
+                self.service.metrics.routed(self.routed.route, pool.name)
                 async for chunks in generation:
                     for chunk in chunks:
                         timer.see(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from .answers import Answer
 from .chat_choice import ChatChoice
 from .endpoint import Call
 from .protocol import ChatCompletionRequest, StreamOptions, ThinkingFields
-from .routes import Routed, decide, enter, fit_context, hints_for
+from .routes import Routed, decide, enter, fit_context, hints_for, serve_first
 from .service import Service
 from .thinking import chat_wishes
 from .tool_schemas import tools_in_use
@@ -45,25 +46,39 @@ class Conversation:
 
 
 async def chat_completions(call: Call[ChatCompletionRequest]) -> Response:
-    """Answer a conversation, whole or as a stream."""
-    answer = _answer(call, await plan_chat(call))
-    if call.body.stream:
-        return await answer.stream(call.body.stream_options or StreamOptions())
-    return await answer.whole()
+    """Answer a conversation, whole or as a stream.
 
-
-async def plan_chat(call: Call[ChatCompletionRequest]) -> ChatPlan:
-    """Check everything a request says, find its pool and render its prompt there.
-
-    Raises ``RequestError``, and ``ApiError`` where every pool of its route is full.
+    Raises ``RequestError``, and ``ApiError`` where every pool that could serve it is full.
     """
     body, service = call.body, call.service
     candidates = service.directory.candidates(body.model)
     service.directory.refuse_if_full(candidates)
     tools = tools_in_use(body)
     conversation = await read_conversation(service, body.messages, tools, call.size)
-    route = route_conversation(service, candidates, body, conversation)
-    routed = enter(service, route, call.held)
+    found = route_conversation(service, candidates, body, conversation)
+
+    async def serve(route: Route, held: ExitStack) -> Response:
+        answer = _answer(call, await plan_chat(call, conversation, tools, route, held))
+        if body.stream:
+            return await answer.stream(body.stream_options or StreamOptions())
+        return await answer.whole()
+
+    return await serve_first(service, found, call.held, serve)
+
+
+async def plan_chat(
+    call: Call[ChatCompletionRequest],
+    conversation: Conversation,
+    tools: Sequence[Any] | None,
+    route: Route,
+    held: ExitStack,
+) -> ChatPlan:
+    """Check everything else a request says, enter a pool of its route and render its prompt there.
+
+    Raises ``RequestError``, and ``ApiError`` where every pool of its route is full.
+    """
+    body, service = call.body, call.service
+    routed = enter(service, route, held)
     model, max_tokens = routed.model, _max_tokens(body)
     params = sampling_params(
         body,
@@ -77,7 +92,7 @@ async def plan_chat(call: Call[ChatCompletionRequest]) -> ChatPlan:
     prompt = await model.text.render(
         conversation.messages, tools, enable_thinking=route.enable_thinking, size=call.size
     )
-    fit_context(service, routed, [len(prompt)], max_tokens, "messages")
+    fit_context(routed, [len(prompt)], max_tokens, "messages")
     return ChatPlan(
         service.engine_request(call.id, prompt, params, body.priority, body.cache_salt),
         routed,
@@ -104,8 +119,8 @@ def route_conversation(
     candidates: Sequence[ServedModel],
     body: ThinkingFields,
     conversation: Conversation,
-) -> Route:
-    """The route of a conversation under the request's own settings."""
+) -> tuple[Route, ...]:
+    """The routes of a conversation under the request's own settings, the best one first."""
     wishes = chat_wishes(body, service.config.thinking, conversation.soft_switch)
     return decide(service, candidates, wishes, conversation.complexity)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.responses import Response
 
 from ...workers.types import GenerateRequest, RequestError
+from ..routing.classifier import Route
 from ..routing.complexity import Question, measure
 from ..routing.directory import ServedModel
 from ..wire import RouteHints
@@ -15,7 +17,7 @@ from .answers import Answer
 from .completion_choice import CompletionChoice
 from .endpoint import Call
 from .protocol import CompletionRequest, StreamOptions
-from .routes import Routed, decide, enter, fit_context, hints_for
+from .routes import Routed, decide, enter, fit_context, hints_for, serve_first
 from .thinking import raw_wishes
 from .validation import check_prompt_ids, sampling_params
 
@@ -43,25 +45,38 @@ class CompletionPlan:
 
 
 async def completions(call: Call[CompletionRequest]) -> Response:
-    """Complete prompts, whole or as a stream."""
-    answer = _answer(call, await plan_completions(call))
-    if call.body.stream:
-        return await answer.stream(call.body.stream_options or StreamOptions())
-    return await answer.whole()
+    """Complete prompts, whole or as a stream.
 
-
-async def plan_completions(call: Call[CompletionRequest]) -> CompletionPlan:
-    """Check everything a request says, find its pool and tokenise its prompts.
-
-    All prompts go to one pool. Raises ``RequestError``, and ``ApiError`` where every pool of the
-    route is full.
+    Raises ``RequestError``, and ``ApiError`` where every pool that could serve them is full.
     """
     body, service = call.body, call.service
     candidates = service.directory.candidates(body.model)
     service.directory.refuse_if_full(candidates)
     given = _given_prompts(call)
-    route = decide(service, candidates, raw_wishes(body), measure(_question(given)))
-    routed = enter(service, route, call.held)
+    found = decide(service, candidates, raw_wishes(body), measure(_question(given)))
+
+    async def serve(route: Route, held: ExitStack) -> Response:
+        answer = _answer(call, await plan_completions(call, given, route, held))
+        if body.stream:
+            return await answer.stream(body.stream_options or StreamOptions())
+        return await answer.whole()
+
+    return await serve_first(service, found, call.held, serve)
+
+
+async def plan_completions(
+    call: Call[CompletionRequest],
+    given: Sequence[str | list[int]],
+    route: Route,
+    held: ExitStack,
+) -> CompletionPlan:
+    """Check everything else a request says, enter a pool of its route and tokenise its prompts.
+
+    All prompts go to one pool. Raises ``RequestError``, and ``ApiError`` where every pool of the
+    route is full.
+    """
+    body, service = call.body, call.service
+    routed = enter(service, route, held)
     model = routed.model
     asked = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     # Scoring a text: nothing is to be generated, only the prompt's probabilities are wanted.
@@ -79,7 +94,7 @@ async def plan_completions(call: Call[CompletionRequest]) -> CompletionPlan:
     )
     prompts = [await _prompt(model, prompt, echo=body.echo) for prompt in given]
     lengths = [len(prompt.ids) for prompt in prompts]
-    fit_context(service, routed, lengths, max_tokens, "prompt")
+    fit_context(routed, lengths, max_tokens, "prompt")
     requests = [
         service.engine_request(
             f"{call.id}-{number}", prompt.ids, params, body.priority, body.cache_salt

@@ -1,25 +1,47 @@
-"""From a request's wishes to its place in a pool, and what the answer's header says of it."""
+"""From a request's wishes to its place in a pool, and what the answer's header says of it.
+
+1. ``decide`` gives the routes that a request may take, the best one first: one, or two where the
+   client left the model to us.
+2. ``serve_first`` tries those that can be served now. One that turns out to be full or without a
+   replica before any of its answer exists is left for the next, which says so in its reason.
+3. ``enter`` takes the place in a pool, ``fit_context`` settles where the prompt's length fits.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 
+from ...workers.types import RequestError
 from ..edge import PASSED_SESSION_HEADER, SESSION_HEADER
-from ..routing.classifier import Route, Wishes, classify
+from ..routing.classifier import Route, Wishes
+from ..routing.classifier import routes as routes_of
 from ..routing.complexity import Complexity
 from ..routing.directory import Place, ServedModel, ServingPool
+from ..routing.pool_choice import Hindrance
 from ..wire import RouteHints, route_hints
+from .errors import ApiError
 from .protocol import SamplingFields
 from .service import Service
 from .validation import check_context
 
 ROUTE_HEADER = "x-inference-pio-route"
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HINDRANCES: dict[str, Hindrance] = {
+    "overloaded": "full",
+    "queue_full": "full",
+    "engine_unavailable": "unavailable",
+}
+"""Codes of refusals that say something of the pool and nothing of the request. No token of an
+answer exists when one is raised."""
+
+Serve = Callable[[Route, ExitStack], Awaitable[Response]]
+"""Answers by one route; what it enters is left when the answer has been sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +73,36 @@ def decide(
     candidates: Sequence[ServedModel],
     wishes: Wishes,
     complexity: Complexity,
-) -> Route:
-    """The route among ``candidates``. Raises ``RequestError`` where none serves what is wished."""
-    return classify(wishes, [model.abilities for model in candidates], service.policy, complexity)
+) -> tuple[Route, ...]:
+    """The routes among ``candidates``, the best one first.
+
+    Raises ``RequestError`` where none serves what is wished.
+    """
+    return routes_of(wishes, [model.abilities for model in candidates], service.policy, complexity)
+
+
+async def serve_first(
+    service: Service, found: Sequence[Route], held: ExitStack, serve: Serve
+) -> Response:
+    """The answer of the first of the routes ``found`` that can be served.
+
+    Raises what ``serve`` raises: of the last one tried, or at once for a request that is refused
+    for its own sake.
+    """
+    *others, last = service.directory.in_turn(found)
+    for route in others:
+        with ExitStack() as attempt:
+            try:
+                response = await serve(route, attempt)
+            except (ApiError, RequestError) as error:
+                cause = _HINDRANCES.get(error.code or "")
+                if cause is None:
+                    raise
+                last = last.instead(cause)
+            else:
+                held.push(attempt.pop_all())
+                return response
+    return await serve(last, held)
 
 
 def enter(service: Service, route: Route, held: ExitStack) -> Routed:
@@ -63,10 +112,8 @@ def enter(service: Service, route: Route, held: ExitStack) -> Routed:
     return Routed(route, service.directory.models[route.model], place)
 
 
-def fit_context(
-    service: Service, routed: Routed, prompts: Sequence[int], max_tokens: int | None, param: str
-) -> None:
-    """Settle in a pool whose context holds every prompt and ``max_tokens`` more, and count it.
+def fit_context(routed: Routed, prompts: Sequence[int], max_tokens: int | None, param: str) -> None:
+    """Settle in a pool whose context holds every prompt and ``max_tokens`` more.
 
     ``prompts`` are lengths in tokens. Without ``max_tokens`` one more must fit. Raises
     ``RequestError`` (``context_length_exceeded``) with the numbers where no pool's does.
@@ -74,7 +121,6 @@ def fit_context(
     longest = max(prompts)
     routed.place.refit(longest + (max_tokens or 1))
     check_context(longest, max_tokens, routed.place.largest_context, param)
-    service.metrics.routed(routed.route, routed.pool.name)
 
 
 def hints_for(

@@ -48,7 +48,7 @@ async def detokenize(call: Call[DetokenizeRequest]) -> Response:
 async def _rendered(call: Call[TokenizeRequest], model: ServedModel) -> list[int]:
     body, service = call.body, call.service
     conversation = await read_conversation(service, body.messages or [], body.tools, call.size)
-    route = route_conversation(service, [model], body, conversation)
+    (route,) = route_conversation(service, [model], body, conversation)
     return await model.text.render(
         conversation.messages,
         body.tools,

@@ -1,7 +1,8 @@
 """Mode, budget and model of a request: one pure function from what is wished, able and configured.
 
 1. The model: the one that is named; for ``auto``, of the two that are configured, the ones that can
-   do what is wished, and among both the large one from ``routing.large_from`` on.
+   do what is wished, and among both the large one from ``routing.large_from`` on. The other one
+   comes second: a request may fall back to it, and to no model that its client did not leave open.
 2. A model whose template has no thinking never thinks, whatever is wished.
 3. A wish of the request, the strongest first: a field that names the mode, a budget of 0, the last
    ``/think`` or ``/no_think``, any other budget.
@@ -14,7 +15,7 @@ The server's ceiling bounds every budget.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...workers.types import RequestError, ThinkingMode
 from ..config import RoutingConfig, ThinkingConfig
@@ -83,6 +84,14 @@ class Route:
     reason_kind: str
     is_open: bool = False
 
+    def instead(self, cause: str) -> Route:
+        """This route for a request that fell back to it; ``cause``: what kept the one before."""
+        return replace(
+            self,
+            reason=f"fallback:{cause},{self.reason}",
+            reason_kind=f"fallback:{cause},{self.reason_kind}",
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
@@ -100,8 +109,31 @@ def classify(
 
     Raises ``RequestError`` (``mode_not_served``) where no pool of the model serves what is wished.
     """
+    return routes(wishes, candidates, policy, complexity)[0]
+
+
+def routes(
+    wishes: Wishes, candidates: Sequence[Abilities], policy: Policy, complexity: Complexity
+) -> tuple[Route, ...]:
+    """The route of a request, then the one to the other candidate that grants the same wish.
+
+    Raises as ``classify`` does.
+    """
     wish = _wish(wishes)
-    ability = _model(wish, candidates, policy, complexity)
+    return tuple(
+        _route(wishes, wish, ability, candidates, policy, complexity)
+        for ability in _by_preference(wish, candidates, policy, complexity)
+    )
+
+
+def _route(
+    wishes: Wishes,
+    wish: _Decision | None,
+    ability: Abilities,
+    candidates: Sequence[Abilities],
+    policy: Policy,
+    complexity: Complexity,
+) -> Route:
     decision = _decide(wish, ability, policy, complexity, raw=wishes.raw)
     reason = kind = decision.reason
     if kind == "auto":
@@ -150,11 +182,15 @@ def _asked(thinking: bool, reason: str, param: str | None = None) -> _Decision:
     return _Decision(THINKING if thinking else NON_THINKING, reason, param, thinking)
 
 
-def _model(
+def _by_preference(
     wish: _Decision | None, candidates: Sequence[Abilities], policy: Policy, complexity: Complexity
-) -> Abilities:
-    fit = [a for a in candidates if wish is None or wish.mode in _can(a)] or list(candidates)
-    return fit[-1] if complexity.score >= policy.routing.large_from else fit[0]
+) -> list[Abilities]:
+    """The candidates that can do what is wished, the best first; one of them where none can."""
+    fit = [a for a in candidates if wish is None or wish.mode in _can(a)]
+    ranked = fit or list(candidates)
+    if complexity.score >= policy.routing.large_from:
+        ranked.reverse()
+    return ranked if fit else ranked[:1]
 
 
 def _can(ability: Abilities) -> frozenset[ThinkingMode]:

@@ -6,9 +6,10 @@
 3. The score is what is left when every feature takes its share of the rest,
    ``1 - prod(1 - weight * strength)``: within [0, 1], never lower for one feature more.
 
-Words are looked for in English; numbers, operators, code, lists, question marks and length count in
-every language, the last in bytes of UTF-8, which measures scripts with and without letters alike.
-Every pattern is a plain alternation or repetition without nesting: its time is linear.
+Words are looked for in five languages (``words``); numbers, operators, code, lists, question marks
+and length count in every one, the last in bytes of UTF-8, which measures scripts with and without
+letters alike. Every pattern is a plain alternation or repetition without nesting: its time is
+linear.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from . import words
 
 SAMPLE_CHARS = 4096
 """Characters looked at, at either end of the question."""
@@ -56,21 +59,12 @@ NAMED_FROM = 0.05
 """A feature that brings less than this is not named."""
 
 _NUMBER = re.compile(r"\d+")
-_NUMBER_WORD = re.compile(
-    r"\b(?:two|three|four|five|six|seven|eight|nine|ten|twelve|dozen|hundred|thousand|half|twice"
-    r"|third|quarter|double|triple)\b"
-)
 _DATE_OR_TIME = re.compile(r"\b\d{4}-\d{2}-\d{2}\b|\b\d{1,2}:\d{2}\b|\b\d{1,2}/\d{1,2}/\d{2,4}\b")
 _OPERATOR = re.compile(
     r"(?:(?<=[\d)\]])|(?<=\b[a-z])) ?[-+*/^=<>\u00d7\u00f7\u2264\u2265] ?(?=[\w(\[])"
-    r"|[%\u221a\u2211\u222b\u2202\u03c0\u221e]|\\[a-z]{2,12}"
+    r"|[%\u221a\u2211\u222b\u2202\u03c0\u221e\u00b2\u00b3]|\\[a-z]{2,12}"
 )
 """Signs behind a number, a bracket or a name of one letter, signs that need none, LaTeX."""
-_MATH_WORD = re.compile(
-    r"\b(?:how (?:many|much|long|far|old|fast)|solve|equations?|integrals?|derivatives?|integers?"
-    r"|probability|percent|percentage|average|remainder|sum|ratio|fraction|polynomial|matrix"
-    r"|triangle|square root|total|divided|multiplied|compute|calculate|prime|theorem)\b"
-)
 _FENCE = re.compile(r"```|~~~")
 _CODE_LINE = re.compile(
     r"^[ \t]{0,64}(?:def |class |import |from \w+ import |return\b|for .{1,80}:$|if .{1,80}:$"
@@ -78,25 +72,11 @@ _CODE_LINE = re.compile(
     r"|.{0,200};$)",
     re.MULTILINE,
 )
-_CODE_WORD = re.compile(
-    r"\b(?:python|javascript|typescript|java|rust|golang|sql|regex|bash|html|css|function"
-    r"|algorithm|code|script|bug|traceback|exception|compile[rs]?|unit tests?|api|class"
-    r"|recursi\w{1,4}|refactor\w{0,3}|implement\w{0,5})\b"
-)
-_REASONING_WORD = re.compile(
-    r"\b(?:why|prove|proof|derive|explain|compare|contrast|analy[sz]e|evaluate|justify|design|plan"
-    r"|optimi[sz]e|trade-?offs?|step by step|puzzle|logic\w{0,3}|deduce|infer|debug|strategy"
-    r"|implications?|critique|consequences?|difference between|pros and cons)\b"
-)
-_ITEM = re.compile(r"^[ \t]{0,64}(?:[-*•]|\(?\d{1,3}[.)]|[a-z][.)])[ \t]", re.MULTILINE)
-_DEMAND = re.compile(
-    r"\b(?:must|should|at least|at most|exactly|do not|don't|without|make sure|ensure|include"
-    r"|also|then|finally|each|every|both)\b"
+_ITEM = re.compile(
+    r"^[ \t]{0,64}(?:(?:[-*•]|\(?\d{1,3}[.)]|[a-z][.)])[ \t]|[\d一二三四五六七八九十]{1,3}、)",
+    re.MULTILINE,
 )
 _QUESTION_MARK = re.compile("[?\uff1f\u061f]")  # the last two: Chinese and Arabic
-_STRUCTURE_WORD = re.compile(
-    r"\b(?:json|yaml|xml|csv|schema|table|markdown|bullet points?|in the format|latex)\b"
-)
 
 
 def measure(question: Question) -> Complexity:
@@ -106,12 +86,12 @@ def measure(question: Question) -> Complexity:
     strengths = {
         "math": _math(text),
         "code": _code(sample, text),
-        "reasoning": min(1.0, len(_REASONING_WORD.findall(text)) / 2),
+        "reasoning": min(1.0, len(words.REASONING.findall(text)) / 2),
         "long": _between(size, 120, 6000),
         "tasks": _tasks(text),
         "context": _between(question.context_chars, 2000, 200_000),
         "tools": 0.0 if not question.num_tools else min(1.0, (question.num_tools + 1) / 8),
-        "structured": min(1.0, float(len(_STRUCTURE_WORD.findall(text)))),
+        "structured": min(1.0, float(len(words.STRUCTURE.findall(text)))),
     }
     parts = {name: WEIGHTS[name] * strength for name, strength in strengths.items()}
     left = math.prod(1.0 - part for part in parts.values())
@@ -143,26 +123,26 @@ def _sample(text: str) -> tuple[str, float]:
 def _math(text: str) -> float:
     """Numbers alone are names and prices; with signs or a question of quantity they count."""
     text = _DATE_OR_TIME.sub(" ", text)
-    numbers = len(_NUMBER.findall(text)) + len(_NUMBER_WORD.findall(text))
+    numbers = len(_NUMBER.findall(text)) + len(words.NUMBER.findall(text))
     signs = len(_OPERATOR.findall(text))
-    words = len(_MATH_WORD.findall(text))
+    named = len(words.MATH.findall(text))
     asked = numbers >= 3 and _QUESTION_MARK.search(text) is not None
-    parts = 0.12 * min(numbers, 4) + 0.2 * min(words, 3) + 0.15 * min(signs, 4)
+    parts = 0.12 * min(numbers, 4) + 0.2 * min(named, 3) + 0.15 * min(signs, 4)
     return min(1.0, parts + (0.2 if asked else 0.0))
 
 
 def _code(sample: str, text: str) -> float:
     fenced = 0.4 if _FENCE.search(sample) else 0.0
     lines = len(_CODE_LINE.findall(sample))
-    words = len(_CODE_WORD.findall(text))
-    return min(1.0, fenced + 0.2 * lines + 0.2 * words)
+    named = len(words.CODE.findall(text))
+    return min(1.0, fenced + 0.2 * lines + 0.2 * named)
 
 
 def _tasks(text: str) -> float:
     """Several things asked for at once: list items, questions, demands."""
     items = len(_ITEM.findall(text))
     questions = len(_QUESTION_MARK.findall(text))
-    demands = len(_DEMAND.findall(text))
+    demands = len(words.DEMAND.findall(text))
     return min(1.0, 0.25 * max(0, items - 1) + 0.25 * max(0, questions - 1) + 0.15 * demands)
 
 

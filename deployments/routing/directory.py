@@ -4,9 +4,10 @@
    error then.
 2. ``candidates`` finds what a request's ``model`` may mean; ``refuse_if_full`` refuses it before
    any work where no pool of theirs has room.
-3. ``take`` gives it a place in the least full pool of its route; no other request can get between
-   the look and the step. ``Place.refit`` moves it on where its prompt turns out too long.
-4. The place is held until the answer has been sent.
+3. ``in_turn`` says which of its routes can be served now, the best first.
+4. ``take`` gives it a place in the least full pool of one; no other request can get between the
+   look and the step. ``Place.refit`` moves it on where its prompt turns out too long.
+5. The place is held until the answer has been sent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from ..stream_mux import EngineTransport, StreamMux
 from ..text_service import TextService
 from ..wire import ModelFacts
 from .classifier import Abilities, Route
-from .pool_choice import PoolLoad, least_full, named_modes, open_modes, serves
+from .pool_choice import (
+    PoolLoad,
+    hindrance,
+    in_turn,
+    least_full,
+    named_modes,
+    open_modes,
+    serves,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,11 @@ class ServingPool:
     def name(self) -> str:
         """The pool's name in the configuration."""
         return self.config.name
+
+    @property
+    def load(self) -> PoolLoad:
+        """What the choice between pools looks at."""
+        return PoolLoad(self.gate.inside, self.gate.limit, self.transport.has_replica())
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +153,30 @@ class Directory:
         if all(pool.gate.is_full for pool in pools):
             raise _all_full(pools)
 
+    def in_turn(self, routes: Sequence[Route]) -> list[Route]:
+        """Of a request's routes, best first, those to try now; one that is fallen back to says so.
+
+        At least one comes out: where none can be served, the one to wait for or to be refused by.
+        """
+        kept = [hindrance([pool.load for pool in self._serving(route)]) for route in routes]
+        return [
+            routes[place] if kept[0] is None or place == 0 else routes[place].instead(kept[0])
+            for place in in_turn(kept)
+        ]
+
     def take(self, route: Route) -> Place:
         """A place in the least full pool that serves ``route``.
 
         Raises ``ApiError`` 503 with ``Retry-After`` where all of them are full.
         """
-        return Place(
-            [
-                pool
-                for pool in self.models[route.model].pools
-                if serves(pool.config.modes, route.mode, is_open=route.is_open)
-            ]
-        )
+        return Place(self._serving(route))
+
+    def _serving(self, route: Route) -> list[ServingPool]:
+        return [
+            pool
+            for pool in self.models[route.model].pools
+            if serves(pool.config.modes, route.mode, is_open=route.is_open)
+        ]
 
     async def close(self) -> None:
         """End the streams from the engines."""
@@ -239,7 +265,7 @@ def _served_model(
 
 
 def _enter_least_full(pools: Sequence[ServingPool]) -> ServingPool:
-    place = least_full([PoolLoad(pool.gate.inside, pool.gate.limit) for pool in pools])
+    place = least_full([pool.load for pool in pools])
     if place is None:
         raise _all_full(pools)
     pools[place].gate.enter()

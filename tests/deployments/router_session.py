@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from inference_pio.deployments.replica_choice import session_home
+from inference_pio.deployments.router_registry import has_replica
 from inference_pio.deployments.wire import RouteHints, RoutingStats, route_hints
 
 ROUTER = "inference_pio.deployments.replica_router:AimedRequestRouter"
@@ -116,6 +118,13 @@ async def session(handle: Any) -> dict[str, Any]:
     found["replaced"] = await until(
         lambda: submit(RouteHints(avoid=(other,))), lambda name: name not in (one, other)
     )
+    found["has_replica"] = [has_replica(handle.app_name, handle.deployment_name)]
+    while has_replica(handle.app_name, handle.deployment_name):  # Serve may be quick with a new one
+        with suppress(Exception):
+            await handle.die.remote(replica_id="any")
+    found["has_replica"].append(has_replica(handle.app_name, handle.deployment_name))
+    await submit(RouteHints())
+    found["has_replica"].append(has_replica(handle.app_name, handle.deployment_name))
     return found
 
 

@@ -59,3 +59,7 @@ def test_a_dead_replica_drops_out_and_is_replaced(found: dict[str, Any]) -> None
     assert set(found["after_death"]) == {found["replicas"][1]}
     assert found["aimed_at_the_dead"] == found["replicas"][1]
     assert found["replaced"]
+
+
+def test_it_is_known_when_no_replica_is_left(found: dict[str, Any]) -> None:
+    assert found["has_replica"] == [True, False, True]

@@ -1,4 +1,4 @@
-"""One real service with every kind of pool: unified, decode with prefill, and two ranks.
+"""Real services on Ray: one with every kind of pool, one whose object store is small.
 
 Where NIXL is installed a second decode pool takes from the same prefill pool by it.
 """
@@ -6,14 +6,17 @@ Where NIXL is installed a second decode pool takes from the same prefill pool by
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -34,6 +37,9 @@ DIRECT = {
     "served_model_name": "direct",
     "prefill": {"pool": "prefill", "when": "always", "transport": "nixl"},
 }
+SMALL_STORE_BYTES = 80 * 2**20  # Ray takes no less than 75 MiB
+NO_DISK = {"RAY_automatic_object_spilling_enabled": "0", "RAY_local_fs_capacity_threshold": "0"}
+"""Neither spilling nor Ray's other way out of a full store, which is to put objects into files."""
 APPLICATION: dict[str, Any] = {
     "name": "pools",
     "route_prefix": "/",
@@ -87,6 +93,7 @@ class PoolsService:
     client: httpx.Client
     folder: Path
     process: subprocess.Popen[bytes]
+    application: dict[str, Any]
 
     def complete(self, model: str, prompt: list[int], **settings: Any) -> dict[str, Any]:
         """One greedy completion; anything but 200 fails the test."""
@@ -98,7 +105,7 @@ class PoolsService:
     @property
     def pools(self) -> list[str]:
         """The names of its pools."""
-        return [str(pool["name"]) for pool in APPLICATION["args"]["pools"]]
+        return [str(pool["name"]) for pool in self.application["args"]["pools"]]
 
     @property
     def decode_pools(self) -> list[str]:
@@ -152,23 +159,31 @@ class PoolsService:
 
     def object_store_bytes(self) -> int:
         """What lies in Ray's object store now."""
-        answer = self._ask("store")
-        assert answer is not None, "the service has ended"
-        return int(answer)
+        return int(self._ask("store"))
+
+    def fill_store(self) -> None:
+        """Put objects into Ray's store until not even one of 128 KiB fits."""
+        assert self._ask("fill") == "full"
+
+    def drain_store(self) -> None:
+        """Let go of what ``fill_store`` put there."""
+        assert self._ask("drain") == "drained"
 
     def deploy(self, change: Callable[[dict[str, Any]], None]) -> None:
         """Deploy the application with changed arguments over itself, as ``serve deploy`` does."""
-        application = copy.deepcopy(APPLICATION)
+        application = copy.deepcopy(self.application)
         change(application)
         file = self.folder / "changed.yaml"
         file.write_text(yaml.safe_dump({"applications": [application]}))
         assert self._ask(f"deploy {file}") == "deployed"
 
-    def _ask(self, command: str) -> str | None:
+    def _ask(self, command: str) -> str:
         assert self.process.stdin is not None
         self.process.stdin.write(command.encode() + b"\n")
         self.process.stdin.flush()
-        return self.answer()
+        answer = self.answer()
+        assert answer is not None, "the service has ended"
+        return answer
 
     def answer(self) -> str | None:
         """The next line that is meant for the tests; ``None`` when the service has ended."""
@@ -211,21 +226,49 @@ def settle() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def pools_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolsService]:
     """The service as users start it; every prefill replica has been met when it is handed out."""
-    folder = tmp_path_factory.mktemp("pools")
+    with running_service(tmp_path_factory.mktemp("pools"), APPLICATION) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def small_store_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PoolsService]:
+    """One engine alone, and two between which KV travels, on a Ray whose store is soon full."""
+    application = copy.deepcopy(APPLICATION)
+    pools = application["args"]["pools"]
+    pools[:] = [pool for pool in pools if pool["name"] != "ranks"]
+    # Far beyond what any test here needs: where KV is late, something else must say so before.
+    pools[1]["prefill"]["deadline_s"] = 60
+    # Many tickets, each just too large for Ray to send it inline: a handoff takes a while.
+    pools[2]["engine"] = {"max_batched_tokens": 64}
+    with running_service(
+        tmp_path_factory.mktemp("small"), application, str(SMALL_STORE_BYTES), environment=NO_DISK
+    ) as service:
+        yield service
+
+
+@contextmanager
+def running_service(
+    folder: Path,
+    application: dict[str, Any],
+    *options: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[PoolsService]:
+    """``application`` under ``serve_and_obey.py``, which takes the ``options``."""
     file, log, (port,) = folder / "pools.yaml", folder / "log", free_ports(1)
-    file.write_text(yaml.safe_dump({"applications": [APPLICATION]}))
+    file.write_text(yaml.safe_dump({"applications": [application]}))
     script = Path(__file__).parent / "serve_and_obey.py"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(script), str(file), str(port)],
+            [sys.executable, str(script), str(file), str(port), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
+            env={**os.environ, **environment},
         )
     assert process.stdin is not None
     assert process.stdout is not None
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
-        service = PoolsService(client, folder, process)
+        service = PoolsService(client, folder, process, application)
         try:
             assert service.answer() == "ready", f"it did not start:\n{log.read_text()[-4000:]}"
             for pool in service.decode_pools:

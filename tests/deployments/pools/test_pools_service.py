@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -124,29 +123,6 @@ def stream_text(
                     meanwhile()
                 text += event["choices"][0]["text"]
     return text, error
-
-
-@pytest.mark.parametrize(
-    "fault", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
-)
-def test_a_lost_rank_ends_its_group_which_is_rebuilt(
-    pools_service: PoolsService, settle: Settle, fault: signal.Signals
-) -> None:
-    (rank,) = pools_service.processes("ray::RankActor")
-    (replica,) = pools_service.processes(REPLICA + "ranks")
-    text, error = stream_text(pools_service, "ranks", lambda: rank.send_signal(fault))
-    expected, _ = stream_text(pools_service, "unified", lambda: None)
-    assert gone([rank, replica]), "the group outlived its rank"
-    if error:
-        assert error in ("stream_lost", "engine_dead")
-        assert expected.startswith(text)
-    else:
-        assert text == expected
-    settle(lambda: bool(pools_service.processes("ray::RankActor")), "no new rank came up")
-    again = pools_service.text("ranks", prompt(31))
-    assert again == pools_service.text("unified", prompt(31))
-    (new_rank,) = pools_service.processes("ray::RankActor")
-    assert new_rank.pid != rank.pid
 
 
 def test_after_quiet_nothing_is_held(

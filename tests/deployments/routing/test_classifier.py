@@ -16,6 +16,7 @@ from inference_pio.deployments.routing.classifier import (
     Route,
     Wishes,
     classify,
+    routes,
 )
 from inference_pio.deployments.routing.complexity import WEIGHTS, Complexity
 from inference_pio.workers.types import RequestError, ThinkingMode
@@ -242,6 +243,45 @@ def test_what_always_holds(
         assert found.reason_kind.split(",")[1] in KINDS
     assert ";" not in found.reason
     assert found.reason.isascii()
+
+
+@given(
+    WISHES,
+    st.lists(ABILITIES, min_size=1, max_size=2),
+    THINKING,
+    COMPLEXITIES,
+    st.sampled_from(["full", "unavailable"]),
+)
+def test_what_always_holds_of_a_second_choice(
+    wishes: Wishes,
+    candidates: list[Abilities],
+    thinking: ThinkingConfig,
+    complexity: Complexity,
+    cause: str,
+) -> None:
+    candidates = [replace(ability, model=f"m{n}") for n, ability in enumerate(candidates)]
+    decide = Policy(thinking, RoutingConfig())
+    try:
+        found = routes(wishes, candidates, decide, complexity)
+    except RequestError:
+        return
+    assert found[0] == classify(wishes, candidates, decide, complexity)
+    assert len({route.model for route in found}) == len(found) <= len(candidates)
+    if len(candidates) == 1:
+        assert len(found) == 1, "a named model has no second choice"
+    for second in found[1:]:
+        ability = next(a for a in candidates if a.model == second.model)
+        # It is what a client that names the model gets, but for the words that say why.
+        (alone,) = routes(wishes, [ability], decide, complexity)
+        size = "large" if ability is candidates[-1] else "small"
+        assert replace(second, reason=alone.reason, reason_kind=alone.reason_kind) == alone
+        assert second.reason == f"model_auto:{size},{alone.reason}"
+        told = second.instead(cause)
+        assert told.reason == f"fallback:{cause},{second.reason}"
+        assert told.reason_kind == f"fallback:{cause},{second.reason_kind}"
+        if wishes.enabled is not None:
+            # What is wished stands above an answer: both grant it, or it is no second choice.
+            assert second.mode is found[0].mode is (THINK if wishes.enabled else ANSWER)
 
 
 @given(st.floats(0, 1), st.floats(0, 1))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -273,18 +271,6 @@ def test_raw_prompts_take_the_same_way(in_process_pools: Any) -> None:
                 assert sum(stats.requests_finished.values()) == before[pool] + 3
 
     asyncio.run(main())
-
-
-@pytest.fixture
-def never_thinks(tmp_path: Path, embedded_dir: Path) -> Path:
-    """The embedded checkpoint with a template that has no thinking, as 4B-Instruct-2507's."""
-    folder = tmp_path / "instruct"
-    shutil.copytree(embedded_dir, folder)
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    settings["chat_template"] = settings["chat_template"].replace("enable_thinking", "no_such")
-    file.write_text(json.dumps(settings))
-    return folder
 
 
 def two_models(folder: Path) -> dict[str, Any]:
