@@ -74,6 +74,8 @@ class QuantizedWeight:
     column_groups_I: Tensor | None = None
     """int32: the group of each column where groups are not runs of ``group_size`` columns (GPTQ
     with ``desc_act``, or a slice that does not start with a group)."""
+    int8_activations: bool = False
+    """Whether kernels may round the activations to int8 as well, each token by its own scale."""
 
     def __post_init__(self) -> None:
         rows, columns = self.shape

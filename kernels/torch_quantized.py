@@ -52,6 +52,22 @@ class Int8Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class W8A8Linear:
+    """int8 codes and activations rounded to int8, each token by its own scale; exact sums."""
+
+    codes_OI: Tensor
+    scales_O: Tensor
+    """float32."""
+    bias: Tensor | None
+
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
+        codes_TC, scales_T1 = round_activations(x_TC)
+        sums_TO: Tensor = torch._int_mm(codes_TC, self.codes_OI.T)
+        out_TO = sums_TO.float().mul_(scales_T1).mul_(self.scales_O)
+        return _finished(out_TO.to(x_TC.dtype), self.bias, residual_TC)
+
+
+@dataclass(frozen=True, slots=True)
 class Int4Linear:
     """4-bit codes in panels, as torch's kernel reads them, with a scale and a shift a group."""
 
@@ -102,12 +118,21 @@ def pack(weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> Pa
     if weight.format == "int8" and weight.zeros_OG is None and weight.scales_OG.shape[1] == 1:
         if dtype not in (torch.bfloat16, torch.float32):
             return None  # sums of codes overflow float16
-        return Int8Linear(weight.codes, weight.scales_OG.float().view(-1), bias)
+        linear = W8A8Linear if weight.int8_activations else Int8Linear
+        return linear(weight.codes, weight.scales_OG.float().view(-1), bias)
     rows, columns = weight.shape
     in_panels = weight.format == "int4" and panel_width() > 0 and rows % panel_width() == 0
     if in_panels and weight.group_size in INT4_GROUPS and columns % weight.group_size == 0:
         return _pack_int4(weight, bias) if dtype == torch.bfloat16 else None
     return None
+
+
+def round_activations(x_TC: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 codes [T, C] and float32 scales [T, 1] with ``x`` near their product."""
+    wide_TC = x_TC.float()
+    # A token of zeros keeps a scale that can be divided by.
+    scales_T1 = wide_TC.abs().amax(1, keepdim=True).clamp_(min=1e-30).div_(127)
+    return (wide_TC / scales_T1).round_().to(torch.int8), scales_T1
 
 
 @functools.cache

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
 from ...kernels.quantized import QuantizedWeight, stacked
+from ..config import QuantizationName
 from .config import CheckpointError, ModelConfig
 from .loader import Checkpoint
 from .names import EMBEDDING, HEAD, expected_shapes, linear_of
 from .quantization.layout import Layout
 from .quantization.own import OwnLayout
-from .quantization.quantize import HEAD_FORMAT, MadeFormat, QuantizationName, quantize
+from .quantization.quantize import HEAD_FORMAT, MadeFormat, quantize
 
 
 class LinearReader:

@@ -14,9 +14,9 @@ from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
 from ...kernels.context import ForwardContext
 from ...kernels.dispatch import select_kernels
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
+from ..config import QuantizationName
 from .cache import KVCache
 from .config import ModelConfig
-from .quantization.quantize import QuantizationName
 from .shard import WHOLE, ShardSpec
 from .weights import WeightReader
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
 from ...kernels.quantized import QuantizedWeight
+from ..config import QuantizationName
 from .config import ModelConfig
 from .linears import LinearReader, pack_linear, pack_swiglu
 from .loader import Checkpoint, LoadProgress
 from .names import EMBEDDING, HEAD
 from .quantization.detect import layout_of_folder
-from .quantization.quantize import QuantizationName
 from .shard import WHOLE, ShardSpec
 
 

@@ -1,10 +1,11 @@
 """The layout that ``inference-pio quantize`` writes.
 
 For a linear of [out, in]:
-    weight        int8 [out, in], or uint8 [out, ceil(in / 2)] with two 4-bit codes a byte (the even
-                  column in the low half); int4 codes stand for themselves less 8, nf4 codes for a
-                  place in the NF4 table
-    weight_scale  float32 (int8) or float16 (int4, nf4), [out, ceil(in / group_size)]
+    weight        int8 and w8a8: int8 [out, in];
+                  int4 and nf4: uint8 [out, ceil(in / 2)], two codes a byte, the even column in the
+                  low half; int4 codes stand for themselves less 8, nf4 codes for a place in the
+                  NF4 table
+    weight_scale  float32 (int8, w8a8) or float16 (int4, nf4), [out, ceil(in / group_size)]
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ....kernels.quantized import CodeFormat, QuantizedWeight
+from ....kernels.quantized import QuantizedWeight
 from .layout import Settings, Shape, Tensors, check_dtype
-from .quantize import GROUP_SIZES, HEAD_FORMAT, MADE_FORMATS, MadeFormat
+from .quantize import CODE_FORMATS, GROUP_SIZES, HEAD_FORMAT, MADE_FORMATS, MadeFormat
 
 METHOD = "inference-pio"
-_DTYPES: dict[MadeFormat, str] = {"int8": "I8", "int4": "U8", "nf4": "U8"}
+_DTYPES: dict[MadeFormat, str] = {"int8": "I8", "w8a8": "I8", "int4": "U8", "nf4": "U8"}
 
 
 class OwnLayout:
@@ -40,7 +41,7 @@ class OwnLayout:
     def expected(self, tensors: Tensors, prefix: str, shape: Shape) -> dict[str, Shape | None]:
         """See ``Layout.expected``."""
         format, group = self._of(prefix, shape)
-        columns = shape[1] if format == "int8" else -(-shape[1] // 2)
+        columns = shape[1] if CODE_FORMATS[format] == "int8" else -(-shape[1] // 2)
         return {
             f"{prefix}.weight": (shape[0], columns),
             f"{prefix}.weight_scale": (shape[0], -(-shape[1] // group)),
@@ -56,11 +57,12 @@ class OwnLayout:
         check_dtype(tensors, f"{prefix}.weight", (_DTYPES[format],))
         check_dtype(tensors, f"{prefix}.weight_scale", ("F32", "F16"))
         return QuantizedWeight(
-            format=cast(CodeFormat, format),
+            format=CODE_FORMATS[format],
             shape=(shape[0], shape[1]),
             codes=tensors.view(f"{prefix}.weight"),
             scales_OG=tensors.view(f"{prefix}.weight_scale"),
             group_size=group,
+            int8_activations=format == "w8a8",
         )
 
     def _of(self, prefix: str, shape: Shape) -> tuple[MadeFormat, int]:

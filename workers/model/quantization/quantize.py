@@ -1,18 +1,20 @@
-"""Rounding a weight to few bits: how int8, int4 and nf4 are made on load and for files."""
+"""Rounding a weight to few bits: how int8, int4 and nf4 are made on load and for files.
+
+``w8a8`` is int8 whose activations may be rounded to int8 too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ....kernels.quantized import NF4_VALUES, CodeFormat, QuantizedWeight, pack_pairs
 
-QuantizationName = Literal["none", "int8", "int4", "nf4"]
-MadeFormat = Literal["int8", "int4", "nf4"]
+MadeFormat = Literal["int8", "w8a8", "int4", "nf4"]
 MADE_FORMATS: tuple[MadeFormat, ...] = get_args(MadeFormat)
 
 HEAD_FORMAT: MadeFormat = "int8"
@@ -20,8 +22,14 @@ HEAD_FORMAT: MadeFormat = "int8"
 
 # One scale a row keeps int8 matrix units busy and loses nothing that can be measured; int4 needs
 # small groups; 64 is what nf4 is published with.
-GROUP_SIZES: dict[MadeFormat, int | None] = {"int8": None, "int4": 32, "nf4": 64}
+GROUP_SIZES: dict[MadeFormat, int | None] = {"int8": None, "w8a8": None, "int4": 32, "nf4": 64}
 """Columns of a group; ``None``: a whole row."""
+CODE_FORMATS: dict[MadeFormat, CodeFormat] = {
+    "int8": "int8",
+    "w8a8": "int8",
+    "int4": "int4",
+    "nf4": "nf4",
+}
 
 # Rows that are rounded at once: bounds the float32 copies.
 _ROWS = 4096
@@ -41,13 +49,15 @@ def quantize(weight: Tensor, format: MadeFormat) -> QuantizedWeight:
     Raises ``ValueError`` for values that are not finite or too large for a float16 scale.
     """
     group = GROUP_SIZES[format] or weight.shape[1]
-    parts = [_round(rows.float(), format, group) for rows in _row_blocks(weight)]
+    codes = CODE_FORMATS[format]
+    parts = [_round(rows.float(), codes, group) for rows in _row_blocks(weight)]
     return QuantizedWeight(
-        format=cast(CodeFormat, format),
+        format=codes,
         shape=(weight.shape[0], weight.shape[1]),
         codes=torch.cat([part.codes for part in parts]),
         scales_OG=torch.cat([part.scales_OG for part in parts]),
         group_size=group,
+        int8_activations=format == "w8a8",
     )
 
 
@@ -56,9 +66,12 @@ def _row_blocks(weight: Tensor) -> Iterator[Tensor]:
         yield weight[start : start + _ROWS]
 
 
-def _round(weight_OI: Tensor, format: MadeFormat, group: int) -> _Rounded:
+def _round(weight_OI: Tensor, format: CodeFormat, group: int) -> _Rounded:
     if not bool(torch.isfinite(weight_OI).all()):
         raise ValueError("it has values that are not finite")
+    largest = float(weight_OI.abs().max())
+    if format != "int8" and largest > torch.finfo(torch.float16).max:
+        raise ValueError(f"its largest value is {largest:.3g}: beyond a float16 scale")
     columns = weight_OI.shape[1]
     # The last group may be short: zeros beside it change no maximum and no error.
     padded = torch.nn.functional.pad(weight_OI, (0, -columns % group))
@@ -69,10 +82,8 @@ def _round(weight_OI: Tensor, format: MadeFormat, group: int) -> _Rounded:
         codes_OGS, scales_OG = _int4(groups_OGS)
     else:
         codes_OGS, scales_OG = _nf4(groups_OGS)
-    if not bool(torch.isfinite(scales_OG).all()):
-        raise ValueError(f"its largest value is {float(weight_OI.abs().max()):.3g}: too large")
     codes = codes_OGS.flatten(1)[:, :columns]
-    return _Rounded(codes if format == "int8" else pack_pairs(codes), scales_OG)
+    return _Rounded(codes.contiguous() if format == "int8" else pack_pairs(codes), scales_OG)
 
 
 def _int8(groups_OGS: Tensor) -> tuple[Tensor, Tensor]:
