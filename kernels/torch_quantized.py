@@ -73,7 +73,7 @@ class Int4Linear:
 
     packed: Tensor
     scales_shifts_GO2: Tensor
-    """bfloat16: ``weight = (code - 8) * scale + shift``."""
+    """In the activations' dtype: ``weight = (code - 8) * scale + shift``."""
     group_size: int
     bias: Tensor | None
 
@@ -88,10 +88,11 @@ class Int4Linear:
         return _finished(out, self.bias, residual_TC)
 
     def _transposed(self, rows: slice) -> Tensor:
-        """Some rows of the weight, [in, rows], bfloat16."""
+        """Some rows of the weight, [in, rows], in the scales' dtype."""
         inputs, half = self.packed.shape[1] * 2, panel_width() // 2
         packed_IPW = self.packed[rows].view(-1, inputs, half).transpose(0, 1)
-        weight = torch.empty(inputs, packed_IPW.shape[1], 2 * half, dtype=torch.bfloat16)
+        shape = (inputs, packed_IPW.shape[1], 2 * half)
+        weight = self.scales_shifts_GO2.new_empty(shape)
         weight[..., :half] = packed_IPW & 15
         weight[..., half:] = packed_IPW >> 4
         scales_GO, shifts_GO = self.scales_shifts_GO2[:, rows].unbind(-1)
@@ -123,7 +124,8 @@ def pack(weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> Pa
     rows, columns = weight.shape
     in_panels = weight.format == "int4" and panel_width() > 0 and rows % panel_width() == 0
     if in_panels and weight.group_size in INT4_GROUPS and columns % weight.group_size == 0:
-        return _pack_int4(weight, bias) if dtype == torch.bfloat16 else None
+        # float32 is for parity: it takes the weight as it is defined.
+        return None if dtype == torch.float32 else _pack_int4(weight, bias, dtype)
     return None
 
 
@@ -150,13 +152,13 @@ def panel_width() -> int:
     return 0
 
 
-def _pack_int4(weight: QuantizedWeight, bias: Tensor | None) -> Int4Linear:
+def _pack_int4(weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> Int4Linear:
     scales_OG = weight.scales_OG.float()
     implied = IMPLIED_ZERO["int4"]
     shifts_OG = torch.zeros_like(scales_OG)
     if weight.zeros_OG is not None:
         shifts_OG = (implied - weight.zeros_OG.float()) * scales_OG
-    joined = torch.stack((scales_OG.T, shifts_OG.T), dim=-1).to(torch.bfloat16)
+    joined = torch.stack((scales_OG.T, shifts_OG.T), dim=-1).to(dtype)
     parts = []
     for start in range(0, weight.shape[0], BLOCK):  # torch's packing takes a code an int32
         part = weight.rows(range(start, min(start + BLOCK, weight.shape[0])))

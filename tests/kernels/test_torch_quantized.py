@@ -151,6 +151,7 @@ ROWS = (1, 2, 16, 17, FEW_ROWS_INT4, FEW_ROWS_INT4 + 1, 70)
         (random_weight("int8", (1050, 50), 50), torch.float32, Int8Linear),
         (random_weight("int4", (192, 96), 32), torch.bfloat16, Int4Linear),
         (random_weight("int4", (1088, 128), 64, zeros=True), torch.bfloat16, Int4Linear),
+        (random_weight("int4", (192, 96), 32, zeros=True), torch.float16, Int4Linear),
     ],
 )
 @pytest.mark.parametrize("extras", [False, True])
