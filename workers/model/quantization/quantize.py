@@ -20,7 +20,7 @@ MADE_FORMATS: tuple[MadeFormat, ...] = get_args(MadeFormat)
 HEAD_FORMAT: MadeFormat = "int8"
 """The output layer's, whatever the layers have: 4 bits there cost accuracy, 16 cost speed."""
 
-# One scale a row keeps int8 matrix units busy and loses nothing that can be measured; int4 needs
+# One scale a row keeps int8 matrix units busy and loses next to nothing; int4 needs
 # small groups; 64 is what nf4 is published with.
 GROUP_SIZES: dict[MadeFormat, int | None] = {"int8": None, "w8a8": None, "int4": 32, "nf4": 64}
 """Columns of a group; ``None``: a whole row."""
