@@ -26,6 +26,7 @@ class Wishes:
     host: str | None = None
     port: int | None = None
     dtype: str | None = None
+    quantization: str | None = None
     served_model_name: str | None = None
 
 
@@ -76,6 +77,7 @@ def put_wishes(arguments: dict[str, Any], wishes: Wishes) -> dict[str, Any]:
     places = (
         ("engine", "model", wishes.model),
         ("engine", "dtype", wishes.dtype),
+        ("engine", "quantization", wishes.quantization),
         ("http", "host", wishes.host),
         ("http", "port", wishes.port),
     )
@@ -91,7 +93,7 @@ def put_wishes(arguments: dict[str, Any], wishes: Wishes) -> dict[str, Any]:
             typed = pool.pop("model", None)
             if typed is not None and len(names) > 1:
                 pool.setdefault("served_model_name", typed)
-    for key in ("model", "dtype"):
+    for key in ("model", "dtype", "quantization"):
         if getattr(wishes, key) is not None:
             for pool in pools:
                 (pool.get("engine") or {}).pop(key, None)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from .context import ForwardContext
+from .quantized import QuantizedWeight
 
 
 class PackedLinear(Protocol):
@@ -57,6 +59,22 @@ class Kernels(Protocol):
 
     def pack_swiglu(self, gate: Tensor, up: Tensor) -> PackedSwiGLU:
         """Takes the two weights of [intermediate, hidden]."""
+        ...
+
+    def pack_quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear | None:
+        """A linear that computes with a quantized weight as it is, for activations of ``dtype``.
+
+        ``None`` where there is no kernel for it; the caller then dequantizes it and calls
+        ``pack_linear``.
+        """
+        ...
+
+    def pack_quantized_swiglu(
+        self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
+    ) -> PackedSwiGLU | None:
+        """The same for gate and up projections."""
         ...
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .api import PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .quantized import QuantizedWeight
 
 # Rows of a prompt whose scores are held at once: bounds the memory at long contexts.
 QUERY_CHUNK = 256
@@ -91,6 +93,18 @@ class ReferenceKernels:
     def pack_swiglu(self, gate: Tensor, up: Tensor) -> ReferenceSwiGLU:
         """Copies both weights."""
         return ReferenceSwiGLU(gate.clone(), up.clone())
+
+    def pack_quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear | None:
+        """No kernel of its own: the weight is dequantized."""
+        return None
+
+    def pack_quantized_swiglu(
+        self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
+    ) -> PackedSwiGLU | None:
+        """As ``pack_quantized``."""
+        return None
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``; the rounding before the weight is transformers'."""

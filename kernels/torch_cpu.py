@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from .api import PackedLinear, PackedSwiGLU
+from .quantized import QuantizedWeight
 from .torch_ops import TorchKernels
+from .torch_quantized import SwiGLU, pack
 
 # Operators without Python stubs: typed here, once.
 _linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
@@ -63,6 +65,21 @@ class TorchCPUKernels(TorchKernels):
         if not self._packs:
             return super().pack_swiglu(gate, up)
         return OneDNNSwiGLU(_pack(gate), _pack(up))
+
+    def pack_quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear | None:
+        """See ``Kernels.pack_quantized``."""
+        return pack(weight, bias, dtype)
+
+    def pack_quantized_swiglu(
+        self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
+    ) -> PackedSwiGLU | None:
+        """See ``Kernels.pack_quantized_swiglu``."""
+        packed_gate, packed_up = pack(gate, None, dtype), pack(up, None, dtype)
+        if packed_gate is None or packed_up is None:
+            return None
+        return SwiGLU(packed_gate, packed_up)
 
 
 def can_pack(dtype: torch.dtype) -> bool:

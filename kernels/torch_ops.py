@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .api import PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .quantized import QuantizedWeight
 from .reference import ReferenceLinear, ReferenceSwiGLU
 from .torch_attention import PagedAttention
 
@@ -26,6 +27,18 @@ class TorchKernels:
     def pack_swiglu(self, gate: Tensor, up: Tensor) -> PackedSwiGLU:
         """See ``Kernels.pack_swiglu``."""
         return ReferenceSwiGLU(gate.clone(), up.clone())
+
+    def pack_quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear | None:
+        """No kernel of its own: the weight is dequantized."""
+        return None
+
+    def pack_quantized_swiglu(
+        self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
+    ) -> PackedSwiGLU | None:
+        """As ``pack_quantized``."""
+        return None
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+QuantizationName = Literal["none", "int8", "w8a8", "int4", "nf4"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -74,6 +75,9 @@ class EngineConfig(FrozenConfig):
     """``embedded``, a checkpoint folder, or a hub name."""
     dtype: DTypeName = "auto"
     """Weights and KV cache; ``auto`` takes the checkpoint's."""
+    quantization: QuantizationName = "none"
+    """What the linears are rounded to while they are loaded; a checkpoint that is quantized already
+    needs ``none``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     block_size: int = Field(64, ge=1, le=1024)
     """Tokens in a KV block."""

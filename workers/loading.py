@@ -130,14 +130,20 @@ def load_part(config: EngineConfig, shard: ShardSpec = WHOLE, *, ranks_here: int
 
     def load(part: ShardSpec, with_head: bool = True) -> Qwen3Model:
         return Qwen3Model.load(
-            folder, dtype=dtype, device=device, max_positions=limit, shard=part, with_head=with_head
+            folder,
+            dtype=dtype,
+            device=device,
+            max_positions=limit,
+            shard=part,
+            with_head=with_head,
+            quantization=config.quantization,
         )
 
     by_tokens = config.parallel.sequence_from is not None
     return LoadedPart(
         model=load(shard),
         whole_layers=load(shard.whole_layers, with_head=False) if by_tokens else None,
-        fingerprint=model_fingerprint(folder),
+        fingerprint=model_fingerprint(folder, quantization=config.quantization),
         limit=limit,
     )
 

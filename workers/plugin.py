@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .config import EngineConfig, FrozenConfig, ParallelConfig
+from .config import EngineConfig, FrozenConfig, ParallelConfig, QuantizationName
 from .llm import LLM, Message, RequestOutput
 from .types import SamplingParams
 
@@ -42,6 +42,8 @@ class PluginConfig(FrozenConfig):
     """Prompt plus output of one sequence, in tokens."""
     precision: str = "auto"
     """``auto``, ``fp32``, ``bf16`` or ``fp16``."""
+    quantization: QuantizationName = "none"
+    """What the linears are rounded to on load: ``int8``, ``w8a8``, ``int4`` or ``nf4``."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Ranks that share every layer."""
     pipeline_parallel_size: int = Field(1, ge=1)
@@ -72,6 +74,7 @@ class PluginConfig(FrozenConfig):
         return EngineConfig(
             model=self.model_path,
             dtype=PRECISIONS[self.precision],
+            quantization=self.quantization,
             max_num_seqs=self.max_batch_size,
             max_batched_tokens=max(1024, self.max_batch_size),
             kv_cache_bytes=self.kv_cache_bytes,

@@ -10,9 +10,9 @@ from ...workers.config import EngineConfig
 from ...workers.memory import num_kv_blocks
 from ...workers.model.cache import KVCache
 from ...workers.model.config import DTYPES, CheckpointError, ModelConfig
+from ...workers.model.names import EMBEDDING, HEAD, expected_shapes
 from ...workers.model.random_checkpoint import CONFIGS
 from ...workers.model.shard import ShardSpec, check_grid
-from ...workers.model.weights import EMBEDDING, HEAD, expected_shapes
 from ...workers.model_source import EMBEDDED, EMBEDDED_FOLDER
 
 PUBLISHED = {"Qwen/Qwen3-0.6B": "qwen3-0.6b", "Qwen/Qwen3-4B-Instruct-2507": "qwen3-4b"}

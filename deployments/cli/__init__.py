@@ -36,6 +36,15 @@ class DType(StrEnum):
     FLOAT16 = "float16"
 
 
+class Format(StrEnum):
+    """What linears can be rounded to."""
+
+    INT8 = "int8"
+    W8A8 = "w8a8"
+    INT4 = "int4"
+    NF4 = "nf4"
+
+
 class Shape(StrEnum):
     """Real shapes that a random checkpoint can have."""
 
@@ -83,6 +92,10 @@ def serve_command(
     dtype: Annotated[
         DType | None, typer.Option(help="Weights and KV cache.", show_default="auto")
     ] = None,
+    quantization: Annotated[
+        Format | None,
+        typer.Option(help="Round the linears while loading.", show_default="none"),
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API.", show_default="MODEL")
     ] = None,
@@ -96,7 +109,14 @@ def serve_command(
 
     run_server(
         config,
-        Wishes(model, host, port, None if dtype is None else dtype.value, served_model_name),
+        Wishes(
+            model,
+            host,
+            port,
+            None if dtype is None else dtype.value,
+            None if quantization is None else quantization.value,
+            served_model_name,
+        ),
     )
 
 
@@ -173,6 +193,24 @@ def make_checkpoint_command(
     from .checkpoint import run_make_checkpoint
 
     run_make_checkpoint(shape.value, out, tokenizer, seed)
+
+
+@app.command(
+    "quantize",
+    epilog=_examples(
+        "inference-pio quantize ./Qwen3-0.6B ./Qwen3-0.6B-int8 --format int8",
+        "inference-pio quantize Qwen/Qwen3-4B-Instruct-2507 ./4b-int4 --format int4",
+    ),
+)
+def quantize_command(
+    source: Annotated[str, typer.Argument(help=MODEL_HELP, metavar="SRC")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.", metavar="DST")],
+    format: Annotated[Format, typer.Option("--format", help="What the linears are rounded to.")],
+) -> None:
+    """Write a copy of a checkpoint with quantized linears; it loads as any checkpoint does."""
+    from .checkpoint import run_quantize
+
+    run_quantize(source, out, format.value)
 
 
 @app.command(

@@ -24,6 +24,7 @@ class Peer(StrEnum):
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
+QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4 or nf4.")]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
@@ -103,13 +104,14 @@ def accuracy(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the problems and of sampling.")] = 0,
     dtype: DTypeOption = "auto",
+    quantization: QuantizationOption = "none",
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
     """The embedded model on unseen problems of every kind, thinking and not."""
     from .bench_runs import run_accuracy
 
-    run_accuracy(count, temperature, seed, dtype, json_file, picture)
+    run_accuracy(count, temperature, seed, dtype, quantization, json_file, picture)
 
 
 @bench_app.command(

@@ -120,6 +120,7 @@ def run_accuracy(
     temperature: float | None,
     seed: int,
     dtype: str,
+    quantization: str,
     json_file: Path | None,
     picture: Path | None,
 ) -> None:
@@ -132,8 +133,10 @@ def run_accuracy(
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=512)
     with progress() as say:
         say("loading the embedded model")
-        with LLM("embedded", dtype=dtype) as llm:
-            precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
+        with LLM("embedded", dtype=dtype, quantization=quantization) as llm:
+            precision = quantization
+            if quantization == "none":
+                precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
             scores = accuracy.score_all(llm, count, seed, params, say)
     publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
 

@@ -38,10 +38,11 @@ def test_the_default_file_serves_the_embedded_model_on_loopback() -> None:
 
 
 def test_wishes_go_before_the_file_and_the_rest_stays(tmp_path: Path) -> None:
-    wishes = Wishes(host="0.0.0.0", dtype="float32", served_model_name="mine")
+    wishes = Wishes(host="0.0.0.0", dtype="float32", quantization="int8", served_model_name="mine")
     application = load_application(write(tmp_path, MINIMAL), wishes)
     assert (application.host, application.port) == ("0.0.0.0", 8100)
     assert application.config.engine.dtype == "float32"
+    assert application.config.engine.quantization == "int8"
     assert application.config.engine.max_num_seqs == 4
     assert application.config.model_name == "mine"
     # What Ray is told is what was checked.
@@ -94,9 +95,10 @@ def test_lengths_meant_for_a_larger_model_are_lowered_to_its_own(tmp_path: Path)
 
 
 def test_a_dtype_goes_into_every_pool(tmp_path: Path) -> None:
-    wishes = Wishes(model="embedded", dtype="float16")
+    wishes = Wishes(model="embedded", dtype="float16", quantization="nf4")
     config = load_application(write(tmp_path, POOLS), wishes).config
     assert {config.engine_of(pool).dtype for pool in config.pools} == {"float16"}
+    assert {config.engine_of(pool).quantization for pool in config.pools} == {"nf4"}
 
 
 def test_folders_of_pools_become_absolute_and_keep_their_typed_names(

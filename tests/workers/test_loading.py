@@ -130,3 +130,13 @@ def test_a_template_that_cannot_think_has_no_thoughts(
     tokens = load_text(folder).phase_tokens
     assert tokens.think_open is None
     assert tokens.tool_open == 491
+
+
+def test_quantization_reaches_the_weights_and_the_fingerprint(
+    make_text_checkpoint: MakeCheckpoint,
+) -> None:
+    folder = make_text_checkpoint()
+    plain, rounded = load(folder), load(folder, quantization="int8")
+    assert plain.fingerprint != rounded.fingerprint
+    kinds = {type(loaded.model.layers[0].down).__name__ for loaded in (plain, rounded)}
+    assert kinds == {type(plain.model.layers[0].down).__name__, "Int8Linear"}

@@ -28,6 +28,7 @@ SMALL = {"kv_cache_bytes": 4 << 20}
             {"tensor_parallel_size": 4, "sequence_parallel_size": 2},
             r"sequence_parallel_size is 2; .* so it is tensor_parallel_size \(4\) or 1",
         ),
+        ({"quantization": "int2"}, "Input should be 'none', 'int8', 'w8a8', 'int4' or 'nf4'"),
         ({"use_flash_attention": True}, "PluginConfig has no key 'use_flash_attention'"),
         ({"max_batch": 3}, "no key 'max_batch'; did you mean 'max_batch_size'"),
         ({"max_batch_size": 0}, "max_batch_size"),
@@ -56,11 +57,13 @@ def test_every_key_reaches_the_engine() -> None:
         kv_cache_bytes=5,
         max_model_len=77,
         precision="fp16",
+        quantization="int4",
         tensor_parallel_size=4,
         pipeline_parallel_size=2,
         sequence_parallel_size=4,
     ).engine_config()
     assert (config.model, config.dtype) == ("embedded", "float16")
+    assert config.quantization == "int4"
     assert (config.kv_cache_bytes, config.max_model_len) == (5, 77)
     assert (config.max_num_seqs, config.max_batched_tokens) == (2000, 2000)
     parallel = config.parallel
@@ -90,6 +93,14 @@ def test_load_use_unload() -> None:
     with pytest.raises(RuntimeError, match="is not loaded"):
         plugin.generate(["a"])
     assert plugin.load_model().generate_text(question, greedy) == "-428"
+    plugin.unload()
+
+
+@pytest.mark.parametrize("quantization", ["int8", "w8a8", "int4", "nf4"])
+def test_a_quantized_model_answers(quantization: str) -> None:
+    plugin = create_qwen3_0_6b_plugin("embedded", quantization=quantization, **SMALL)
+    greedy = SamplingParams(temperature=0.0)
+    assert plugin.load_model().generate_text("What is 100 + 20 + 3?", greedy) == "123"
     plugin.unload()
 
 

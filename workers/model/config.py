@@ -166,11 +166,6 @@ def _refuse_what_is_not_qwen3(raw: dict[str, Any], origin: str) -> None:
         raise CheckpointError(
             f"{origin}: architectures is {architectures!r}; only [{ARCHITECTURE!r}] is supported"
         )
-    if raw.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{origin} has quantization_config: quantised checkpoints are not supported; "
-            "use the bfloat16 one"
-        )
     if raw.get("use_sliding_window"):
         raise CheckpointError(f"{origin}: use_sliding_window is not supported")
     activation = raw.get("hidden_act", "silu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from ..config import QuantizationName
 from .loader import weight_files
 
 # Weights are sampled, not read whole: 64 windows a file tell two checkpoints of the same shapes
@@ -13,9 +14,10 @@ WINDOWS = 64
 WINDOW_BYTES = 4096
 
 
-def model_fingerprint(path: Path) -> bytes:
+def model_fingerprint(path: Path, *, quantization: QuantizationName = "none") -> bytes:
     """SHA-256 over ``config.json``, every weight file's name and header, and a sample of its bytes.
 
+    Weights that are quantized while they are loaded are others, so ``quantization`` is hashed too.
     Raises ``CheckpointError`` for a folder without safetensors weights, ``OSError`` for files that
     cannot be read.
     """
@@ -25,6 +27,8 @@ def model_fingerprint(path: Path) -> bytes:
         _add(digest, file.name.encode())
         for window in _windows(file):
             _add(digest, window)
+    if quantization != "none":
+        _add(digest, quantization.encode())
     return digest.digest()
 
 

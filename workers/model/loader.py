@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from torch import Tensor
 
 from .config import CheckpointError, read_json
-from .safetensors_file import SafetensorsFile
+from .safetensors_file import FLOAT_DTYPES, SafetensorsFile
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -39,20 +39,23 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._where
 
-    def check(self, expected: dict[str, tuple[int, ...]], ignored: frozenset[str]) -> None:
-        """Compares the tensors with what the architecture needs.
+    def check(
+        self, expected: Mapping[str, tuple[int, ...] | None], ignored: Collection[str]
+    ) -> None:
+        """Compares the tensors with what the architecture needs; shape ``None`` fits any.
 
         Raises ``CheckpointError`` for one that is missing, has another shape, or has no place in
         the model (a model that drops a part of its weights computes something else).
         """
         for name, shape in expected.items():
             if name not in self._where:
+                size = "" if shape is None else f" {list(shape)}"
                 raise CheckpointError(
-                    f"{self.folder}: tensor {name} {list(shape)} is missing "
+                    f"{self.folder}: tensor {name}{size} is missing "
                     f"({len(self._where)} tensors in {', '.join(self._files)})"
                 )
             stored = self._where[name].entries[name].shape
-            if stored != shape:
+            if shape is not None and stored != shape:
                 raise CheckpointError(
                     f"{self._where[name].path}: tensor {name} has shape {list(stored)}, "
                     f"config.json asks for {list(shape)}"
@@ -71,6 +74,19 @@ class Checkpoint:
     def view(self, name: str) -> Tensor:
         """A tensor as stored, mapped and not copied."""
         return self._where[name].view(name)
+
+    def float_view(self, name: str) -> Tensor:
+        """The same for a tensor that is not quantized; ``CheckpointError`` where it is."""
+        if self.stored_dtype(name) not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{self._where[name].path}: {name} is stored as {self.stored_dtype(name)}; "
+                f"supported are {', '.join(FLOAT_DTYPES)}"
+            )
+        return self.view(name)
+
+    def stored_dtype(self, name: str) -> str:
+        """The dtype of a tensor as the file names it."""
+        return self._where[name].entries[name].dtype
 
     def num_tensor_bytes(self, name: str) -> int:
         """Stored size of one tensor."""

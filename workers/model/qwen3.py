@@ -14,6 +14,7 @@ from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
 from ...kernels.context import ForwardContext
 from ...kernels.dispatch import select_kernels
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
+from ..config import QuantizationName
 from .cache import KVCache
 from .config import ModelConfig
 from .shard import WHOLE, ShardSpec
@@ -126,11 +127,13 @@ class Qwen3Model:
         max_positions: int | None = None,
         shard: ShardSpec = WHOLE,
         with_head: bool = True,
+        quantization: QuantizationName = "none",
     ) -> Qwen3Model:
         """Loads a checkpoint folder; ``dtype`` ``None`` keeps the checkpoint's.
 
         ``max_positions`` narrows the longest sequence, at most the checkpoint's own limit.
         ``shard`` is the part to load; ``with_head=False`` leaves the last stage's output layer out.
+        ``quantization`` rounds the linears while they are loaded.
         Raises ``CheckpointError`` for a checkpoint that is incomplete, damaged or of another
         architecture.
         """
@@ -140,7 +143,7 @@ class Qwen3Model:
             raise ValueError(f"max_positions is {max_positions}; it lies in [1, {limit}]")
         dtype = dtype or config.dtype
         kernels = select_kernels(device, dtype)
-        reader = WeightReader(path, config, kernels, dtype, device, shard)
+        reader = WeightReader(path, config, kernels, dtype, device, shard, quantization)
         with torch.inference_mode(), reader as weights:
             local = shard.local_config(config)
             layers = tuple(_load_layer(weights, local, i) for i in shard.layers(config))

@@ -17,7 +17,7 @@ import torch
 
 from .config import ModelConfig
 from .loader import INDEX_FILE, SINGLE_FILE
-from .weights import expected_shapes
+from .names import expected_shapes
 
 Shape = Literal["qwen3-0.6b", "qwen3-4b"]
 MAX_SHARD_BYTES = 4 * 10**9

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from .config import CheckpointError
 
-STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+FLOAT_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""What weights are trained in; the others only occur in quantized checkpoints."""
+STORED_DTYPES = FLOAT_DTYPES | {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
 MAX_HEADER_BYTES = 100 * 2**20
 
 

@@ -1,8 +1,8 @@
 """From mapped checkpoint tensors into the layout that the kernels read, one layer at a time.
 
 The life of a weight: mapped view, cut to what this rank holds, converted to the model's dtype and
-device where they differ, fused with its neighbours, packed by the kernels; then its pages are given
-back, so the checkpoint and the packed model never both lie in memory.
+device where they differ (or quantized), fused with its neighbours, packed by the kernels; then its
+pages are given back, so the checkpoint and the packed model never both lie in memory.
 """
 
 from __future__ import annotations
@@ -16,37 +16,14 @@ from rich.console import Console
 from torch import Tensor
 
 from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
+from ...kernels.quantized import QuantizedWeight
+from ..config import QuantizationName
 from .config import ModelConfig
+from .linears import LinearReader, pack_linear, pack_swiglu
 from .loader import Checkpoint, LoadProgress
+from .names import EMBEDDING, HEAD
+from .quantization.detect import layout_of_folder
 from .shard import WHOLE, ShardSpec
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Qwen3 checkpoint, by its name in transformers."""
-    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
-    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
-    for index in range(config.num_layers):
-        layer = f"model.layers.{index}"
-        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        projections = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden)}
-        for name, shape in (projections | {"o": (hidden, queries)}).items():
-            shapes[f"{layer}.self_attn.{name}_proj.weight"] = shape
-            if config.attention_bias:
-                shapes[f"{layer}.self_attn.{name}_proj.bias"] = shape[:1]
-        shapes[f"{layer}.self_attn.q_norm.weight"] = (dim,)
-        shapes[f"{layer}.self_attn.k_norm.weight"] = (dim,)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes[HEAD] = (config.vocab_size, hidden)
-    return shapes
 
 
 class WeightReader:
@@ -63,11 +40,16 @@ class WeightReader:
         dtype: torch.dtype,
         device: torch.device,
         shard: ShardSpec = WHOLE,
+        quantization: QuantizationName = "none",
     ) -> None:
+        """``quantization`` rounds the linears while they are loaded.
+
+        Raises ``CheckpointError`` for tensors that are not as the configuration says.
+        """
         self._checkpoint = Checkpoint(folder)
-        # A tied checkpoint may still carry the head; it equals the embedding.
-        ignored = frozenset({HEAD}) if config.tie_word_embeddings else frozenset()
-        self._checkpoint.check(expected_shapes(config), ignored)
+        layout = layout_of_folder(folder)
+        self._linears = LinearReader(self._checkpoint, config, layout, quantization, dtype, device)
+        self._linears.check()
         self._config = config
         self._kernels = kernels
         self._dtype = dtype
@@ -104,15 +86,13 @@ class WeightReader:
         keys = _times(self._shard.kv_heads(self._config), dim)
         spans = {f"{attention}.q_proj": queries}
         spans |= {f"{attention}.k_proj": keys, f"{attention}.v_proj": keys}
-        weights = {f"{name}.weight": rows for name, rows in spans.items()}
-        biases = {f"{name}.bias": rows for name, rows in spans.items()}
-        weight = torch.cat([self._part(name, rows=rows) for name, rows in weights.items()])
+        weights = [self._linear(prefix, rows=rows) for prefix, rows in spans.items()]
         bias = None
         if self._config.attention_bias:
-            bias = torch.cat([self._part(name, rows=rows) for name, rows in biases.items()])
-        packed = self._kernels.pack_linear(weight, bias)
-        self._done(*weights, *(biases if self._config.attention_bias else ()))
-        return packed
+            biases = {f"{prefix}.bias": rows for prefix, rows in spans.items()}
+            bias = torch.cat([self._part(name, rows) for name, rows in biases.items()])
+            self._done(*biases)
+        return self._packed(weights, bias, *spans)
 
     def attention_out(self, attention: str) -> PackedLinear:
         """The output projection of this rank's heads; the first rank alone adds the bias."""
@@ -122,10 +102,11 @@ class WeightReader:
 
     def gate_up(self, mlp: str) -> PackedSwiGLU:
         """The gate and up projections of this rank's channels."""
-        names = (f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight")
+        prefixes = (f"{mlp}.gate_proj", f"{mlp}.up_proj")
         rows = self._shard.mlp_channels(self._config)
-        packed = self._kernels.pack_swiglu(*(self._part(name, rows=rows) for name in names))
-        self._done(*names)
+        gate, up = (self._linear(prefix, rows=rows) for prefix in prefixes)
+        packed = pack_swiglu(self._kernels, gate, up, self._dtype)
+        self._linears_done(*prefixes)
         return packed
 
     def down(self, mlp: str) -> PackedLinear:
@@ -139,34 +120,54 @@ class WeightReader:
         it costs page cache that replicas share instead of memory of its own.
         """
         rows = self._shard.vocabulary(self._config)
-        return self._converted(self._checkpoint.view(EMBEDDING)[rows.start : rows.stop])
+        return self._converted(self._checkpoint.float_view(EMBEDDING)[rows.start : rows.stop])
 
     def head(self) -> PackedLinear:
         """The output layer of this rank's rows of the vocabulary."""
         name = EMBEDDING if self._config.tie_word_embeddings else HEAD
-        rows = self._shard.vocabulary(self._config)
-        packed = self._kernels.pack_linear(self._part(name, rows=rows))
-        self._done(name)
-        return packed
+        prefix = name.removesuffix(".weight")
+        weight = self._linear(prefix, rows=self._shard.vocabulary(self._config))
+        return self._packed([weight], None, prefix)
 
     def _partial(self, prefix: str, columns: range, biased: bool) -> PackedLinear:
         """A projection of some of its input channels: what it gives is one term of a sum."""
-        names = [f"{prefix}.weight", *([f"{prefix}.bias"] if biased else [])]
-        weight = self._part(names[0], columns=columns)
-        packed = self._kernels.pack_linear(weight, self._part(names[1]) if biased else None)
-        self._done(*names)
+        weight = self._linear(prefix, columns=columns)
+        bias = None
+        if biased:
+            bias = self._part(f"{prefix}.bias")
+            self._done(f"{prefix}.bias")
+        return self._packed([weight], bias, prefix)
+
+    def _packed(
+        self, weights: list[Tensor | QuantizedWeight], bias: Tensor | None, *prefixes: str
+    ) -> PackedLinear:
+        packed = pack_linear(self._kernels, weights, bias, self._dtype)
+        self._linears_done(*prefixes)
         return packed
 
-    def _part(self, name: str, rows: range | None = None, columns: range | None = None) -> Tensor:
-        """Rows or columns of a tensor in the model's dtype; only they are read."""
-        part = self._checkpoint.view(name)
+    def _linear(
+        self, prefix: str, rows: range | None = None, columns: range | None = None
+    ) -> Tensor | QuantizedWeight:
+        """Rows or columns of a linear's weight, quantized or in the model's dtype."""
+        weight, num_bytes = self._linears.read(prefix, rows, columns)
+        self._count(num_bytes)
+        return weight
+
+    def _linears_done(self, *prefixes: str) -> None:
+        for prefix in prefixes:
+            self._done(*self._linears.stored_names(prefix))
+
+    def _part(self, name: str, rows: range | None = None) -> Tensor:
+        """Rows of a tensor in the model's dtype; only they are read."""
+        part = self._checkpoint.float_view(name)
         if rows is not None:
             part = part[rows.start : rows.stop]
-        if columns is not None:
-            part = part[:, columns.start : columns.stop]
-        self.num_bytes_read += part.nbytes
-        self._progress.advance(part.nbytes)
+        self._count(part.nbytes)
         return self._converted(part)
+
+    def _count(self, num_bytes: int) -> None:
+        self.num_bytes_read += num_bytes
+        self._progress.advance(num_bytes)
 
     def _converted(self, part: Tensor) -> Tensor:
         return part.to(device=self._device, dtype=self._dtype).contiguous()

@@ -38,6 +38,7 @@ def run(
         ["chat"],
         ["generate"],
         ["make-checkpoint"],
+        ["quantize"],
         ["demo"],
         ["bench", "speed"],
         ["bench", "serve"],
@@ -133,3 +134,14 @@ def test_a_budget_ends_the_thought() -> None:
     done = run("generate", "What is 12 + 34 - 5 + 77?", *words)
     assert done.returncode == 0, done.stderr
     assert 0 < json.loads(done.stdout)["reasoning_tokens"] <= 200
+
+
+def test_quantize_writes_a_checkpoint_that_answers(tmp_path: Path) -> None:
+    done = run("quantize", "embedded", "out", "--format", "int8", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "GiB in int8" in done.stderr
+    question = ["generate", "What is 100 + 20 + 3?", "--model", "out", "--temperature", "0"]
+    assert run(*question, cwd=tmp_path).stdout.strip() == "123"
+    again = run("quantize", "embedded", "out", "--format", "int8", cwd=tmp_path)
+    assert again.returncode == 1
+    assert "out exists; a new folder is expected" in again.stderr

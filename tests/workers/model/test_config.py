@@ -76,7 +76,6 @@ def test_defaults_follow_transformers() -> None:
         ({"architectures": ["LlamaForCausalLM"]}, "only \\['Qwen3ForCausalLM'\\] is supported"),
         ({"architectures": "absent"}, "architectures is None"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "code that comes with a checkpoint is never run"),
-        ({"quantization_config": {"bits": 4}}, "quantised checkpoints are not supported"),
         ({"use_sliding_window": True}, "use_sliding_window is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "RoPE type 'yarn'"),

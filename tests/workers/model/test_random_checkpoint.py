@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from inference_pio.workers.model.config import GenerationDefaults, ModelConfig
+from inference_pio.workers.model.names import expected_shapes
 from inference_pio.workers.model.random_checkpoint import (
     CONFIGS,
     GENERATION_CONFIGS,
     make_random_checkpoint,
 )
-from inference_pio.workers.model.weights import expected_shapes
 
 MakeCheckpoint = Callable[..., Path]
 

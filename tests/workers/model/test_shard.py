@@ -14,9 +14,9 @@ import torch
 
 from inference_pio.workers.model.config import CheckpointError, ModelConfig
 from inference_pio.workers.model.loader import Checkpoint
+from inference_pio.workers.model.names import EMBEDDING, expected_shapes
 from inference_pio.workers.model.qwen3 import Qwen3Model
 from inference_pio.workers.model.shard import WHOLE, ShardSpec, check_grid, even_span
-from inference_pio.workers.model.weights import EMBEDDING, expected_shapes
 
 MakeCheckpoint = Callable[..., Path]
 CPU = torch.device("cpu")
