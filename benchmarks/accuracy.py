@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..embedded.problem import Problem, is_correct
 from ..embedded.tasks import KINDS, generate
 from ..workers.llm import LLM, RequestOutput
 from ..workers.text.messages import normalise_messages, normalise_tools
 from ..workers.types import SamplingParams
-from .report import Row, of_requests
+from .report import Figure, Row, of_requests
 
 BENCHMARK = "accuracy"
 
@@ -48,19 +49,17 @@ def rows(scores: Sequence[Score], precision: str, command: str) -> list[Row]:
 
     The spread of a share is its 95 % Wilson interval.
     """
+    row = partial(
+        Row.of, benchmark=BENCHMARK, system="inference-pio", precision=precision, command=command
+    )
     found = []
     for score in scores:
-        mode = "thinking" if score.thinking else "non-thinking"
-        low, high = wilson(sum(score.right), len(score.right))
-        found.append(
-            _row(f"{score.kind}, {mode}", precision, "right", (score.share, low, high), command)
-        )
+        case = f"{score.kind}, {'thinking' if score.thinking else 'non-thinking'}"
+        right = Figure(score.share, *wilson(sum(score.right), len(score.right)))
+        found.append(row(right, case=case, unit="right"))
         if score.thinking:
             length = of_requests([float(tokens) for tokens in score.thought_tokens])
-            spread = (length.median, length.low, length.high)
-            found.append(
-                _row(f"{score.kind}, {mode}", precision, "thought tokens", spread, command)
-            )
+            found.append(row(length, case=case, unit="thought tokens"))
     return found
 
 
@@ -98,9 +97,3 @@ def _score(
         tuple(is_correct(p, c.text) for p, c in zip(problems, choices, strict=True)),
         tuple(choice.usage.reasoning_tokens for choice in choices),
     )
-
-
-def _row(
-    case: str, precision: str, unit: str, values: tuple[float, float, float], command: str
-) -> Row:
-    return Row(BENCHMARK, "inference-pio", precision, case, unit, *values, None, command)

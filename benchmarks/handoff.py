@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -231,26 +232,28 @@ def rows(
     rates: Sequence[dict[str, float]], times: Measured, precision: str, command: str
 ) -> list[Row]:
     """Rates, then times to first token, then ratios; a rate's floor is the memory copy."""
+    row = partial(Row.of, benchmark=BENCHMARK, precision=precision, command=command)
     found = []
     for step in rates[0]:
         share = of_rounds([rate[step] / rate["memory copy"] for rate in rates]).median
-        values = [rate[step] / 1e9 for rate in rates]
+        speed = of_rounds([rate[step] / 1e9 for rate in rates])
         floor = None if step == "memory copy" else share
-        found.append(_row(step, f"{step} of one ticket", precision, "GB/s", values, floor, command))
+        case = f"{step} of one ticket"
+        found.append(row(speed, system=step, case=case, unit="GB/s", floor_share=floor))
     for (way, length, load), results in times.items():
         case = f"{length} tokens, {load} decoding"
-        values = [1000 * result.seconds for result in results]
-        found.append(_row(way, f"first token, {case}", precision, "ms", values, None, command))
+        waited = of_rounds([1000 * result.seconds for result in results])
+        found.append(row(waited, system=way, case=f"first token, {case}", unit="ms"))
         if load:
-            values = [result.others_per_s for result in results]
-            found.append(_row(way, f"others, {case}", precision, "tok/s", values, None, command))
+            others = of_rounds([result.others_per_s for result in results])
+            found.append(row(others, system=way, case=f"others, {case}", unit="tok/s"))
     for (way, length, load), results in times.items():
         if way == LOCAL.name:
             continue
         pairs = zip(times[LOCAL.name, length, load], results, strict=True)
-        ratios = [remote.seconds / local.seconds for local, remote in pairs]
+        ratio = of_rounds([remote.seconds / local.seconds for local, remote in pairs])
         case = f"first token, {length} tokens, {load} decoding"
-        found.append(_row(f"{way} / local", case, precision, "ratio", ratios, None, command))
+        found.append(row(ratio, system=f"{way} / local", case=case, unit="ratio"))
     return found
 
 
@@ -266,30 +269,6 @@ def break_even(times: Measured, lengths: Sequence[int], load: int) -> int | None
             break
         shortest = length
     return shortest
-
-
-def _row(
-    system: str,
-    case: str,
-    precision: str,
-    unit: str,
-    values: Sequence[float],
-    floor_share: float | None,
-    command: str,
-) -> Row:
-    figure = of_rounds(values)
-    return Row(
-        BENCHMARK,
-        system,
-        precision,
-        case,
-        unit,
-        figure.median,
-        figure.low,
-        figure.high,
-        floor_share,
-        command,
-    )
 
 
 def _request(name: str, prompt: Sequence[int], *, max_tokens: int | None) -> GenerateRequest:

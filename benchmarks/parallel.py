@@ -77,17 +77,14 @@ def rows(cost: GridCost, command: str) -> list[Row]:
         for name, (unit, value) in figures.items():
             figure = of_rounds([value(one) for one in rounds])
             found.append(
-                Row(
-                    BENCHMARK,
-                    cost.grid,
-                    cost.precision,
-                    f"decode b{batch}: {name}",
-                    unit,
-                    figure.median,
-                    figure.low,
-                    figure.high,
-                    None,
-                    command,
+                Row.of(
+                    figure,
+                    benchmark=BENCHMARK,
+                    system=cost.grid,
+                    precision=cost.precision,
+                    case=f"decode b{batch}: {name}",
+                    unit=unit,
+                    command=command,
                 )
             )
     return found

@@ -36,6 +36,15 @@ PACKAGES = ("torch", "transformers", "ray", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A median with its spread."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One measured figure.
 
@@ -54,6 +63,31 @@ class Row:
     high: float
     floor_share: float | None
     command: str
+
+    @classmethod
+    def of(
+        cls,
+        figure: Figure,
+        *,
+        benchmark: str,
+        system: str,
+        precision: str,
+        case: str,
+        unit: str,
+        command: str,
+        floor_share: float | None = None,
+    ) -> Row:
+        """The row of a figure, for whose rounds no floor was taken unless ``floor_share`` says."""
+        return cls(
+            benchmark=benchmark,
+            system=system,
+            precision=precision,
+            case=case,
+            unit=unit,
+            **asdict(figure),
+            floor_share=floor_share,
+            command=command,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +136,6 @@ class Report:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a report of schema {SCHEMA}: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A median with its spread."""
-
-    median: float
-    low: float
-    high: float
 
 
 def of_rounds(values: Sequence[float]) -> Figure:

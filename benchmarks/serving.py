@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..embedded.tasks import generate
@@ -118,7 +119,15 @@ def latency_rows(waves: Sequence[Wave], precision: str, case: str, command: str)
         times = _ms((a.first_answer_token or 0.0) - a.sent for a in answered)
         figures.append(("time to first answer token", "ms", times))
     return [
-        _row("inference-pio server", precision, f"{case}, {name}", unit, figure, command)
+        Row.of(
+            figure,
+            benchmark=BENCHMARK,
+            system="inference-pio server",
+            precision=precision,
+            case=f"{case}, {name}",
+            unit=unit,
+            command=command,
+        )
         for name, unit, figure in figures
     ]
 
@@ -128,23 +137,16 @@ def offline_rows(
 ) -> list[Row]:
     """The engine's own throughput, and the share of it that the server keeps, round by round."""
     shares = [wave.tokens_per_s / own for wave, own in zip(waves, offline, strict=True)]
+    row = partial(
+        Row.of,
+        benchmark=BENCHMARK,
+        precision=precision,
+        case=f"{case}, throughput",
+        command=command,
+    )
     return [
-        _row(
-            "inference-pio engine",
-            precision,
-            f"{case}, throughput",
-            "tok/s",
-            of_rounds(offline),
-            command,
-        ),
-        _row(
-            "server / engine",
-            precision,
-            f"{case}, throughput",
-            "ratio",
-            of_rounds(shares),
-            command,
-        ),
+        row(of_rounds(offline), system="inference-pio engine", unit="tok/s"),
+        row(of_rounds(shares), system="server / engine", unit="ratio"),
     ]
 
 
@@ -168,18 +170,3 @@ def _add_next(engine: Engine, requests: Iterable[GenerateRequest]) -> None:
 
 def _ms(seconds: Iterable[float]) -> Figure:
     return of_requests([1000 * value for value in seconds])
-
-
-def _row(system: str, precision: str, case: str, unit: str, figure: Figure, command: str) -> Row:
-    return Row(
-        BENCHMARK,
-        system,
-        precision,
-        case,
-        unit,
-        figure.median,
-        figure.low,
-        figure.high,
-        None,
-        command,
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -97,8 +98,16 @@ def measure(
 def rows(results: Rounds, systems: Sequence[System], command: str) -> list[Row]:
     """A row for each case and system, then the ratio to each other system, round by round."""
     precision = {system.name: system.precision for system in systems}
+    row = partial(Row.of, benchmark=BENCHMARK, command=command)
     found = [
-        _row(case, name, precision[name], "tok/s", [r.tokens_per_s for r in got], got, command)
+        row(
+            of_rounds([r.tokens_per_s for r in got]),
+            system=name,
+            precision=precision[name],
+            case=case,
+            unit="tok/s",
+            floor_share=of_rounds([r.floor_share for r in got]).median,
+        )
         for (case, name), got in results.items()
     ]
     first = systems[0].name
@@ -106,8 +115,15 @@ def rows(results: Rounds, systems: Sequence[System], command: str) -> list[Row]:
         if name != first:
             own = results[case, first]
             ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(own, others, strict=True)]
-            pair = f"{first} / {name}"
-            found.append(_row(case, pair, precision[first], "ratio", ratios, None, command))
+            found.append(
+                row(
+                    of_rounds(ratios),
+                    system=f"{first} / {name}",
+                    precision=precision[first],
+                    case=case,
+                    unit="ratio",
+                )
+            )
     return found
 
 
@@ -122,31 +138,6 @@ def shapes_of(folder: Path, dtype: torch.dtype) -> Shapes:
         kv_width=config.num_kv_heads * config.head_dim,
         vocab_rows=config.vocab_size,
         bytes_per_value=dtype.itemsize,
-    )
-
-
-def _row(
-    case: str,
-    system: str,
-    precision: str,
-    unit: str,
-    values: Sequence[float],
-    shares: Sequence[Round] | None,
-    command: str,
-) -> Row:
-    figure = of_rounds(values)
-    share = None if shares is None else of_rounds([r.floor_share for r in shares]).median
-    return Row(
-        BENCHMARK,
-        system,
-        precision,
-        case,
-        unit,
-        figure.median,
-        figure.low,
-        figure.high,
-        share,
-        command,
     )
 
 

@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from ..workers.types import EngineStats
+from .metric_table import Measure, TableCollector, counter, counters_by, gauge
 
 LABELS = ("model_name", "pool", "engine")
-Family = TypeVar("Family", GaugeMetricFamily, CounterMetricFamily)
-Value = Callable[[EngineStats], float]
-GAUGES: tuple[tuple[str, str, Value], ...] = (
-    ("requests_running", "Sequences in the batch", lambda s: s.running),
-    ("requests_waiting", "Requests that wait", lambda s: s.waiting),
-    (
+TABLE: tuple[Measure[EngineStats], ...] = (
+    gauge(
+        "requests_running", "Sequences in the batch", lambda s: s.running, "num_requests_running"
+    ),
+    gauge("requests_waiting", "Requests that wait", lambda s: s.waiting, "num_requests_waiting"),
+    gauge(
         "kv_cache_used_ratio",
         "Share of KV blocks in use",
         lambda s: s.kv_blocks_used / max(1, s.kv_blocks_total),
+        "kv_cache_usage_perc",
     ),
-    ("kv_blocks_cached", "Free KV blocks that hold a prefix", lambda s: s.kv_blocks_cached),
-    (
+    gauge("kv_blocks_cached", "Free KV blocks that hold a prefix", lambda s: s.kv_blocks_cached),
+    gauge(
         "queued_prefill_tokens",
         "Prompt tokens known and not computed",
         lambda s: s.queued_prefill_tokens,
     ),
-    ("prefill_tokens_per_second", "Measured prefill rate", lambda s: s.prefill_tokens_per_s),
-    ("kv_imports_running", "Prompts another engine computes", lambda s: s.kv_imports_running),
-    ("kv_exports_running", "Prompts computed for others", lambda s: s.kv_exports_running),
+    gauge("prefill_tokens_per_second", "Measured prefill rate", lambda s: s.prefill_tokens_per_s),
+    gauge("kv_imports_running", "Prompts another engine computes", lambda s: s.kv_imports_running),
+    gauge("kv_exports_running", "Prompts computed for others", lambda s: s.kv_exports_running),
+    counter(
+        "prefix_query_tokens",
+        "Prompt tokens looked up",
+        lambda s: s.prefix_query_tokens,
+        "prefix_cache_queries",
+    ),
+    counter(
+        "prefix_hit_tokens",
+        "Prompt tokens found cached",
+        lambda s: s.prefix_hit_tokens,
+        "prefix_cache_hits",
+    ),
+    counter("prompt_tokens", "Prompt tokens", lambda s: s.prompt_tokens, "prompt_tokens"),
+    counter(
+        "generated_tokens", "Generated tokens", lambda s: s.generated_tokens, "generation_tokens"
+    ),
+    counter("thinking_tokens", "Thought tokens", lambda s: s.thinking_tokens),
+    counter("budget_ends", "Thoughts ended by their budget", lambda s: s.budget_ends),
+    counter("loops_cut", "Thoughts ended for looping", lambda s: s.loops_cut),
+    counter("preemptions", "Sequences preempted", lambda s: s.preemptions),
+    counter("engine_steps", "Engine steps", lambda s: s.steps),
+    counter(
+        "kv_imported_tokens", "Tokens whose KV another engine sent", lambda s: s.kv_imported_tokens
+    ),
+    counter(
+        "kv_exported_tokens", "Tokens whose KV was sent to others", lambda s: s.kv_exported_tokens
+    ),
+    counters_by("requests_finished", "Finished sequences", "reason", lambda s: s.requests_finished),
+    counters_by(
+        "kv_import_ends", "Ended prefills by another engine", "reason", lambda s: s.kv_import_ends
+    ),
+    counters_by(
+        "kv_tickets_ignored", "KV tickets passed over", "reason", lambda s: s.kv_tickets_ignored
+    ),
 )
-COUNTERS: tuple[tuple[str, str, Value], ...] = (
-    ("prefix_query_tokens", "Prompt tokens looked up", lambda s: s.prefix_query_tokens),
-    ("prefix_hit_tokens", "Prompt tokens found cached", lambda s: s.prefix_hit_tokens),
-    ("prompt_tokens", "Prompt tokens", lambda s: s.prompt_tokens),
-    ("generated_tokens", "Generated tokens", lambda s: s.generated_tokens),
-    ("thinking_tokens", "Thought tokens", lambda s: s.thinking_tokens),
-    ("budget_ends", "Thoughts ended by their budget", lambda s: s.budget_ends),
-    ("loops_cut", "Thoughts ended for looping", lambda s: s.loops_cut),
-    ("preemptions", "Sequences preempted", lambda s: s.preemptions),
-    ("engine_steps", "Engine steps", lambda s: s.steps),
-    ("kv_imported_tokens", "Tokens whose KV another engine sent", lambda s: s.kv_imported_tokens),
-    ("kv_exported_tokens", "Tokens whose KV was sent to others", lambda s: s.kv_exported_tokens),
-)
-BY_REASON: tuple[tuple[str, str, Callable[[EngineStats], Mapping[str, int]]], ...] = (
-    ("requests_finished", "Finished sequences", lambda s: s.requests_finished),
-    ("kv_import_ends", "Ended prefills by another engine", lambda s: s.kv_import_ends),
-    ("kv_tickets_ignored", "KV tickets passed over", lambda s: s.kv_tickets_ignored),
-)
-PEER_NAMES = {
-    "requests_running": "vllm:num_requests_running",
-    "requests_waiting": "vllm:num_requests_waiting",
-    "kv_cache_used_ratio": "vllm:kv_cache_usage_perc",
-    "prefix_query_tokens": "vllm:prefix_cache_queries",
-    "prefix_hit_tokens": "vllm:prefix_cache_hits",
-    "prompt_tokens": "vllm:prompt_tokens",
-    "generated_tokens": "vllm:generation_tokens",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +81,12 @@ class EngineReading:
         return self.model, self.pool, self.replica
 
 
-class EngineCollector(Collector):
+class EngineCollector(TableCollector[EngineStats]):
     """Shows the readings it was given last."""
 
     def __init__(self) -> None:
-        self.readings: tuple[EngineReading, ...] = ()
+        super().__init__(LABELS, TABLE)
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every engine metric, under both names where there are two."""
-        for name, text, value in GAUGES:
-            for full in _names(name):
-                yield self._fill(GaugeMetricFamily(full, text, labels=LABELS), value)
-        for name, text, value in COUNTERS:
-            for full in _names(name):
-                yield self._fill(CounterMetricFamily(full, text, labels=LABELS), value)
-        for name, text, counts in BY_REASON:
-            family = CounterMetricFamily(f"inference_pio_{name}", text, labels=(*LABELS, "reason"))
-            for reading in self.readings:
-                for reason, count in counts(reading.stats).items():
-                    family.add_metric((*reading.labels, reason), count)
-            yield family
-
-    def _fill(self, family: Family, value: Value) -> Family:
-        for reading in self.readings:
-            family.add_metric(reading.labels, value(reading.stats))
-        return family
-
-
-def _names(name: str) -> list[str]:
-    peer = PEER_NAMES.get(name)
-    return [f"inference_pio_{name}", *([peer] if peer else [])]
+    def show(self, readings: Sequence[EngineReading]) -> None:
+        """Take the readings of one scrape."""
+        self.sources = [(reading.labels, reading.stats) for reading in readings]

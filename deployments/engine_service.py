@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from ..workers.async_engine import AsyncEngine, EngineDeadError
@@ -26,14 +25,13 @@ from ..workers.types import (
 )
 from .handoff_stats import DecodeStats
 from .kv_source import KVSource
+from .served_engine import ServedEngine
 from .wire import (
     HEARTBEAT_S,
     ModelFacts,
     RouteHints,
-    RoutingStats,
     StreamSweptError,
     SubmitReply,
-    WrongReplicaError,
 )
 
 ORPHAN_S = 10.0
@@ -76,7 +74,7 @@ class Outbox:
             return
 
 
-class EngineService:
+class EngineService(ServedEngine):
     """One engine behind ``submit``, ``subscribe`` and ``abort``; lives in one event loop."""
 
     def __init__(
@@ -87,20 +85,17 @@ class EngineService:
         open_source: Callable[[AsyncEngine], KVSource] | None = None,
     ) -> None:
         """``open_source`` gives what prefills elsewhere, where something does."""
-        self.replica_id = replica_id
+        super().__init__(engine, replica_id)
         self._checkpoint = checkpoint
-        self._engine = AsyncEngine(engine, self._on_step)
         self._source = open_source(self._engine) if open_source is not None else None
         self._outboxes: dict[str, Outbox] = {}
         self._swept: set[str] = set()  # ids are never used again, and sweeps are rare
         self._stream_of: dict[str, str] = {}
         self._open_choices: dict[str, int] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
         """Launch the engine thread; called in the loop that serves the other methods."""
-        self._loop = asyncio.get_running_loop()
-        self._engine.start()
+        super().start()
         if self._source is not None:
             self._source.start()
 
@@ -108,7 +103,7 @@ class EngineService:
         """End the engine thread; open requests are aborted and told so."""
         if self._source is not None:
             self._source.stop()
-        self._engine.stop()
+        super().stop()
 
     async def facts(self) -> ModelFacts:
         """Limits of the loaded model."""
@@ -125,15 +120,6 @@ class EngineService:
         self._require_me(replica_id)
         stats, source = self._engine.stats(), self._source
         return stats if source is None else DecodeStats.of(stats, source.stats(), source.peers())
-
-    def routing_stats(self) -> RoutingStats:
-        """What the request routers choose by."""
-        block_size = self._engine.engine.config.block_size
-        return RoutingStats.of(self._engine.stats(), block_size, self.replica_id, time.time())
-
-    async def health(self, timeout: float) -> None:
-        """Return after a real turn of the engine loop; raises when there is none."""
-        await self._engine.health(timeout)
 
     async def submit(
         self, stream_id: str, requests: Sequence[GenerateRequest], hints: RouteHints
@@ -196,10 +182,6 @@ class EngineService:
         self._require_me(replica_id)
         self._withdraw([name for name in request_ids if self._stream_of.get(name) == stream_id])
 
-    def _require_me(self, replica_id: str) -> None:
-        if replica_id != self.replica_id:
-            raise WrongReplicaError(f"this is {self.replica_id}; {replica_id} is gone")
-
     def _outbox(self, stream_id: str) -> Outbox:
         outbox = self._outboxes.get(stream_id)
         if outbox is None:
@@ -233,14 +215,6 @@ class EngineService:
         outbox = self._outboxes.get(self._stream_of.pop(request_id, ""))
         if outbox is not None:
             outbox.requests.discard(request_id)
-
-    def _on_step(self, output: StepOutput) -> None:
-        """Runs in the engine thread, once a step."""
-        loop = self._loop
-        assert loop is not None
-        # The loop is closed when the process ends before its engine: nobody is left to tell.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._distribute, output)
 
     def _distribute(self, output: StepOutput) -> None:
         if self._source is not None:

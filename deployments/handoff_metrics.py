@@ -6,30 +6,45 @@ replicas are scraped through the decode replicas that ask them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily
 
 from .engine_metrics import LABELS, EngineReading
 from .handoff_stats import DecodeStats, HandoffStats
+from .metric_table import Measure, TableCollector, counter, gauge, gauges_by
 
-Value = Callable[[HandoffStats], float]
-GAUGES: tuple[tuple[str, str, Value], ...] = (
-    ("handoffs_running", "Prompts whose KV is coming", lambda s: s.pulls_running),
-    ("handoffs_waiting", "Handoffs that wait for a place", lambda s: s.pulls_waiting),
-    ("prefill_peers", "Prefill replicas that answer and fit", lambda s: s.peers),
-    ("prefill_peers_refused", "Prefill replicas that do not fit", lambda s: len(s.peers_refused)),
-)
-COUNTERS: tuple[tuple[str, str, Value], ...] = (
-    ("handoffs_done", "Handoffs that brought every token", lambda s: s.pulls_done),
-    ("handoff_seconds", "Time of those, from asking to the end", lambda s: s.pull_seconds),
-    ("handoff_tickets", "KV tickets that came", lambda s: s.tickets),
-    ("handoff_bytes", "Their size", lambda s: s.ticket_bytes),
-    ("handoff_transfer_seconds", "Time to move and import them", lambda s: s.transfer_seconds),
-    ("prefill_peers_lost", "Prefill replicas that stopped answering", lambda s: s.peers_lost),
+TABLE: tuple[Measure[HandoffStats], ...] = (
+    gauge("handoffs_running", "Prompts whose KV is coming", lambda s: s.pulls_running),
+    gauge("handoffs_waiting", "Handoffs that wait for a place", lambda s: s.pulls_waiting),
+    gauge("prefill_peers", "Prefill replicas that answer and fit", lambda s: s.peers),
+    gauge(
+        "prefill_peers_refused", "Prefill replicas that do not fit", lambda s: len(s.peers_refused)
+    ),
+    counter("handoffs_done", "Handoffs that brought every token", lambda s: s.pulls_done),
+    counter("handoff_seconds", "Time of those, from asking to the end", lambda s: s.pull_seconds),
+    counter("handoff_tickets", "KV tickets that came", lambda s: s.tickets),
+    counter("handoff_bytes", "Their size", lambda s: s.ticket_bytes),
+    counter(
+        "handoff_transfer_seconds", "Time to move and import them", lambda s: s.transfer_seconds
+    ),
+    counter(
+        "prefill_peers_lost", "Prefill replicas that stopped answering", lambda s: s.peers_lost
+    ),
+    Measure(
+        CounterMetricFamily,
+        ("inference_pio_prefill_decisions",),
+        "Prompts by where they are prefilled and why",
+        ("where", "reason"),
+        lambda s: dict(s.decisions.items()),
+    ),
+    gauges_by(
+        "prefill_decision_input",
+        "What the last decision was made from, and its estimates in seconds",
+        "input",
+        lambda s: asdict(s.last),
+    ),
 )
 
 
@@ -45,43 +60,16 @@ def with_peers(readings: Iterable[EngineReading]) -> tuple[EngineReading, ...]:
     return (*own, *peers.values())
 
 
-class HandoffCollector(Collector):
+class HandoffCollector(TableCollector[HandoffStats]):
     """Shows the readings it was given last, of those replicas that hand over."""
 
     def __init__(self) -> None:
-        self.readings: tuple[EngineReading, ...] = ()
+        super().__init__(LABELS, TABLE)
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every handoff metric."""
-        found = [
+    def show(self, readings: Sequence[EngineReading]) -> None:
+        """Take the readings of one scrape."""
+        self.sources = [
             (reading.labels, reading.stats.handoff)
-            for reading in self.readings
+            for reading in readings
             if isinstance(reading.stats, DecodeStats)
         ]
-        for name, text, value in GAUGES:
-            gauge = GaugeMetricFamily(f"inference_pio_{name}", text, labels=LABELS)
-            for labels, stats in found:
-                gauge.add_metric(labels, value(stats))
-            yield gauge
-        for name, text, value in COUNTERS:
-            counter = CounterMetricFamily(f"inference_pio_{name}", text, labels=LABELS)
-            for labels, stats in found:
-                counter.add_metric(labels, value(stats))
-            yield counter
-        decisions = CounterMetricFamily(
-            "inference_pio_prefill_decisions",
-            "Prompts by where they are prefilled and why",
-            labels=(*LABELS, "where", "reason"),
-        )
-        inputs = GaugeMetricFamily(
-            "inference_pio_prefill_decision_input",
-            "What the last decision was made from, and its estimates in seconds",
-            labels=(*LABELS, "input"),
-        )
-        for labels, stats in found:
-            for (where, reason), count in stats.decisions.items():
-                decisions.add_metric((*labels, where, reason), count)
-            for name, amount in asdict(stats.last).items():
-                inputs.add_metric((*labels, name), amount)
-        yield decisions
-        yield inputs

@@ -31,12 +31,10 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._engines = EngineCollector()
-        self.registry.register(self._engines)
+        self._engines, self._handoffs = EngineCollector(), HandoffCollector()
         self._pools = PoolCollector()
-        self.registry.register(self._pools)
-        self._handoffs = HandoffCollector()
-        self.registry.register(self._handoffs)
+        for collector in (self._engines, self._handoffs, self._pools):
+            self.registry.register(collector)
         self.http_requests = Counter(
             "inference_pio_http_requests",
             "HTTP answers",
@@ -130,8 +128,10 @@ class Metrics:
 
     def render(self, readings: Iterable[EngineReading], pools: Iterable[PoolReading]) -> bytes:
         """The Prometheus text, with the engines' and pools' numbers as given."""
-        self._pools.readings = tuple(pools)
-        self._engines.readings = self._handoffs.readings = with_peers(readings)
+        engines = with_peers(readings)
+        self._pools.show(pools)
+        self._engines.show(engines)
+        self._handoffs.show(engines)
         return generate_latest(self.registry)
 
     def _ours(self, name: str, text: str) -> list[Histogram]:

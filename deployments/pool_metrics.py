@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
+from .metric_table import Measure, TableCollector, counter, counters_by, gauge
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +20,25 @@ class PoolReading:
     migrations: Mapping[str, int]
 
 
-class PoolCollector(Collector):
+TABLE: tuple[Measure[PoolReading], ...] = (
+    gauge("pool_requests_in_flight", "Requests in a pool", lambda r: r.inside),
+    gauge("pool_requests_limit", "Requests a pool may hold", lambda r: r.limit),
+    counter("stale_chunks", "Chunks of attempts given up before", lambda r: r.stale_chunks),
+    counters_by(
+        "migrations",
+        "Requests that lost their replica, by what became of them",
+        "outcome",
+        lambda r: r.migrations,
+    ),
+)
+
+
+class PoolCollector(TableCollector[PoolReading]):
     """Shows the readings it was given last."""
 
     def __init__(self) -> None:
-        self.readings: tuple[PoolReading, ...] = ()
+        super().__init__(("pool",), TABLE)
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield every pool metric."""
-        inside = GaugeMetricFamily(
-            "inference_pio_pool_requests_in_flight", "Requests in a pool", labels=("pool",)
-        )
-        limit = GaugeMetricFamily(
-            "inference_pio_pool_requests_limit", "Requests a pool may hold", labels=("pool",)
-        )
-        stale = CounterMetricFamily(
-            "inference_pio_stale_chunks", "Chunks of attempts given up before", labels=("pool",)
-        )
-        migrations = CounterMetricFamily(
-            "inference_pio_migrations",
-            "Requests that lost their replica, by what became of them",
-            labels=("pool", "outcome"),
-        )
-        for reading in self.readings:
-            inside.add_metric((reading.pool,), reading.inside)
-            limit.add_metric((reading.pool,), reading.limit)
-            stale.add_metric((reading.pool,), reading.stale_chunks)
-            for outcome, count in reading.migrations.items():
-                migrations.add_metric((reading.pool, outcome), count)
-        yield from (inside, limit, stale, migrations)
+    def show(self, readings: Iterable[PoolReading]) -> None:
+        """Take the readings of one scrape."""
+        self.sources = [((reading.pool,), reading) for reading in readings]

@@ -12,18 +12,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from ..workers.async_engine import AsyncEngine
 from ..workers.engine import Engine
 from ..workers.kv.block import IntegrityError
 from ..workers.kv.ticket import Buffer
 from ..workers.types import PrefillEnd, PrefillRequest, RequestError, StepOutput
 from .handoff_stats import PeerReport
 from .kv_transport import WINDOW_BYTES, encode_replica_id
-from .wire import RoutingStats, WrongReplicaError
+from .served_engine import ServedEngine
 
 MAX_WAITING_BYTES = 2**30
 """KV that is computed and not yet taken by its readers; beyond that the next one is cut."""
@@ -114,40 +112,20 @@ class Shipment:
             raise IntegrityError(f"{self.waiting_bytes} bytes are counted, {waiting} wait")
 
 
-class PrefillService:
+class PrefillService(ServedEngine):
     """One engine behind ``prefill``; lives in one event loop."""
 
     def __init__(
         self, engine: Engine, replica_id: str, *, window_bytes: int = WINDOW_BYTES
     ) -> None:
-        self.replica_id = replica_id
+        super().__init__(engine, replica_id)
         self._window_bytes = window_bytes
-        self._engine = AsyncEngine(engine, self._on_step)
         self._shipments: dict[Name, Shipment] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def num_shipments(self) -> int:
         """Requests whose reader is still there."""
         return len(self._shipments)
-
-    def start(self) -> None:
-        """Launch the engine thread; called in the loop that serves the other methods."""
-        self._loop = asyncio.get_running_loop()
-        self._engine.start()
-
-    def stop(self) -> None:
-        """End the engine thread; open requests are told so."""
-        self._engine.stop()
-
-    def routing_stats(self) -> RoutingStats:
-        """What the request routers choose by."""
-        block_size = self._engine.engine.config.block_size
-        return RoutingStats.of(self._engine.stats(), block_size, self.replica_id, time.time())
-
-    async def health(self, timeout: float) -> None:
-        """Return after a real turn of the engine loop; raises when there is none."""
-        await self._engine.health(timeout)
 
     def report(self) -> PeerReport:
         """What decode replicas decide by."""
@@ -187,20 +165,11 @@ class PrefillService:
 
         Raises ``WrongReplicaError`` when the caller means another replica.
         """
-        if replica_id != self.replica_id:
-            raise WrongReplicaError(f"this is {self.replica_id}; {replica_id} is gone")
+        self._require_me(replica_id)
         shipment = self._shipments.get((request_id, attempt))
         # One that has ended needs no acknowledgement, and another life's is not meant for this.
         if shipment is not None and shipment.epoch == epoch:
             shipment.acknowledge(count)
-
-    def _on_step(self, output: StepOutput) -> None:
-        """Runs in the engine thread, once a step."""
-        loop = self._loop
-        assert loop is not None
-        # The loop is closed when the process ends before its engine: nobody is left to tell.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._distribute, output)
 
     def _distribute(self, output: StepOutput) -> None:
         for ticket in output.tickets:

@@ -50,7 +50,7 @@ async def running_engine(
         service.stop()
         engine.check_integrity()
         stats = engine.stats()
-        assert (stats.running, stats.waiting) == (0, 0)
+        assert (stats.running, stats.waiting, stats.kv_blocks_used) == (0, 0, 0)
 
 
 @asynccontextmanager
@@ -76,6 +76,12 @@ async def running_app(**sections: Any) -> AsyncIterator[tuple[httpx.AsyncClient,
     """The same with the one pool of the default configuration."""
     async with running_pools(**sections) as (client, services):
         yield client, services["engine"]
+
+
+@pytest.fixture
+def quick_orphans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that nobody can reach hears of no abort; it soon sweeps what nobody reads."""
+    monkeypatch.setattr("inference_pio.deployments.engine_service.ORPHAN_S", 0.3)
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ from inference_pio.deployments.wire import (
     SubmitReply,
     WrongReplicaError,
 )
-from inference_pio.workers.engine import Engine
-from inference_pio.workers.model_source import resolve_model
 from inference_pio.workers.types import (
     EngineStats,
     GenerateRequest,
@@ -31,22 +29,16 @@ from inference_pio.workers.types import (
     TokenChunk,
 )
 
+from .conftest import ENGINE, running_engine
+
 REQUEST = ContextVar("REQUEST", default="")
-ENGINE = {"model": "embedded", "block_size": 16, "kv_cache_bytes": 32 * 2**20, "num_threads": 1}
 
 
 @asynccontextmanager
 async def engine_service(**options: Any) -> AsyncIterator[EngineService]:
     config = load_config({"engine": {**ENGINE, **options}, "api": {"max_prompts": 1}}).engine
-    engine = Engine(config)
-    service = EngineService(engine, "replica", str(resolve_model("embedded")))
-    service.start()
-    try:
+    async with running_engine(config) as service:
         yield service
-    finally:
-        await at_rest(service)
-        service.stop()
-        engine.check_integrity()
 
 
 async def at_rest(service: EngineService) -> None:

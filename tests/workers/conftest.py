@@ -27,6 +27,8 @@ from inference_pio.workers.types import (
     TokenChunk,
 )
 
+from .engine_pair import MakePair, Pair
+
 TINY: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -166,6 +168,14 @@ def make_driver(make_text_checkpoint: MakeCheckpoint) -> MakeDriver:
         block_bytes = KVCache.bytes_per_block(shapes, options["block_size"], dtype)
         config = EngineConfig(model=str(folder), kv_cache_bytes=num_blocks * block_bytes, **options)
         return Driver(Engine(config))
+
+    return make
+
+
+@pytest.fixture
+def make_pair(make_driver: MakeDriver) -> MakePair:
+    def make(prefill: dict[str, Any] | None = None, **decode: Any) -> Pair:
+        return Pair(make_driver, prefill or {}, **decode)
 
     return make
 

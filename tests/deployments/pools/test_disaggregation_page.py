@@ -32,9 +32,9 @@ def test_its_metrics_are_those_that_are_shown() -> None:
         EngineStats(kv_import_ends={"done": 1}), handoff, {"p1": EngineStats(kv_exported_tokens=3)}
     )
     registry, engines, handoffs = CollectorRegistry(), EngineCollector(), HandoffCollector()
-    engines.readings = handoffs.readings = with_peers(
-        [EngineReading("model", "answer", "a1", stats)]
-    )
+    readings = with_peers([EngineReading("model", "answer", "a1", stats)])
+    engines.show(readings)
+    handoffs.show(readings)
     registry.register(engines)
     registry.register(handoffs)
     shown = generate_latest(registry).decode()
