@@ -58,11 +58,17 @@ def broken_spec(tmp_path: Path) -> PeerSpec:
     return PeerSpec("broken", str(script), ("bfloat16",))
 
 
+@pytest.mark.parametrize(
+    "peer",
+    [
+        pytest.param(replace(catalog()["inference-pio"], name="the same"), id="the same again"),
+        pytest.param(catalog()["transformers"], id="transformers", marks=pytest.mark.slow),
+    ],
+)
 def test_systems_are_measured_and_the_broken_one_is_a_note(
-    embedded_dir: Path, tmp_path: Path
+    peer: PeerSpec, embedded_dir: Path, tmp_path: Path
 ) -> None:
-    known = catalog()
-    specs = [known["inference-pio"], broken_spec(tmp_path), known["transformers"]]
+    specs = [catalog()["inference-pio"], broken_spec(tmp_path), peer]
     outcome = comparison.compare(
         embedded_dir,
         specs,
@@ -77,15 +83,15 @@ def test_systems_are_measured_and_the_broken_one_is_a_note(
     assert rates.keys() == {
         (case, system)
         for case in ("decode b2", "prefill 32")
-        for system in ("inference-pio", "transformers")
+        for system in ("inference-pio", peer.name)
     }
     ratio = next(r for r in outcome.rows if r.unit == "ratio" and r.case == "prefill 32")
-    assert ratio.system == "inference-pio / transformers"
+    assert ratio.system == f"inference-pio / {peer.name}"
     assert ratio.median == pytest.approx(
-        rates["prefill 32", "inference-pio"] / rates["prefill 32", "transformers"]
+        rates["prefill 32", "inference-pio"] / rates["prefill 32", peer.name]
     )
-    first = next(r for r in outcome.rows if r.unit == "ms" and r.system == "transformers")
-    assert first.median == pytest.approx(32_000 / rates["prefill 32", "transformers"])
+    first = next(r for r in outcome.rows if r.unit == "ms" and r.system == peer.name)
+    assert first.median == pytest.approx(32_000 / rates["prefill 32", peer.name])
     memory = {r.system: r.median for r in outcome.rows if r.unit == "MiB"}
     assert min(memory.values()) > 50  # an interpreter with torch is more
     assert any(note.startswith("broken is not measured") for note in outcome.notes)
