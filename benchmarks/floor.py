@@ -75,7 +75,10 @@ class Shapes:
     query_width: int
     kv_width: int
     vocab_rows: int
-    bytes_per_value: int
+    bytes_per_weight: float
+    """Of the layers' matrices, scales included."""
+    bytes_per_head_weight: float
+    bytes_per_cache_value: float
 
     @property
     def layer_parameters(self) -> int:
@@ -87,13 +90,20 @@ class Shapes:
     def head_parameters(self) -> int:
         return self.hidden * self.vocab_rows
 
+    @property
+    def _weight_bytes(self) -> float:
+        return (
+            self.layer_parameters * self.bytes_per_weight
+            + self.head_parameters * self.bytes_per_head_weight
+        )
+
     def decode_step(self, batch: int, context: int) -> Work:
         """One token for each of ``batch`` sequences of ``context`` tokens."""
         parameters = self.layer_parameters + self.head_parameters
         keys_and_values = 2 * self.layers * self.kv_width * context * batch
         attention = 2 * self.layers * self.query_width * context * batch
         return Work(
-            read_bytes=(parameters + keys_and_values) * self.bytes_per_value,
+            read_bytes=self._weight_bytes + keys_and_values * self.bytes_per_cache_value,
             multiply_adds=parameters * batch + attention,
         )
 
@@ -102,6 +112,6 @@ class Shapes:
         causal_pairs = length * (length + 1) / 2
         attention = 2 * self.layers * self.query_width * causal_pairs
         return Work(
-            read_bytes=(self.layer_parameters + self.head_parameters) * self.bytes_per_value,
+            read_bytes=self._weight_bytes,
             multiply_adds=self.layer_parameters * length + self.head_parameters + attention,
         )

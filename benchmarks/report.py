@@ -109,6 +109,8 @@ class Report:
 
     machine: Machine
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    """Versions of what was measured beside this project, and what could not be, with the reason."""
 
     def to_json(self) -> str:
         """The report as the JSON that ``--json`` writes."""
@@ -116,6 +118,7 @@ class Report:
             "schema": SCHEMA,
             "machine": asdict(self.machine),
             "rows": [asdict(row) for row in self.rows],
+            "notes": list(self.notes),
         }
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
@@ -133,6 +136,7 @@ class Report:
             return cls(
                 Machine(**{**machine, "flags": tuple(machine["flags"])}),
                 tuple(Row(**row) for row in document["rows"]),
+                tuple(str(note) for note in document.get("notes", ())),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a report of schema {SCHEMA}: {error}") from None
@@ -152,8 +156,8 @@ def of_requests(values: Sequence[float]) -> Figure:
     )
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table, the commands below it, each once."""
+def markdown_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """The rows as a Markdown table, the commands below it, each once, then the notes."""
     lines = [
         "| benchmark | system | precision | case | median | low to high | unit | of the floor |",
         "|---|---|---|---|---:|---:|---|---:|",
@@ -166,7 +170,10 @@ def markdown_table(rows: Sequence[Row]) -> str:
             f"| {row.unit} | {share} |"
         )
     commands = dict.fromkeys(row.command for row in rows)
-    return "\n".join([*lines, "", *(f"`{command}`" for command in commands)]) + "\n"
+    lines += ["", *(f"`{command}`" for command in commands)]
+    if notes:
+        lines += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
 def describe_machine() -> Machine:

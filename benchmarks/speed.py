@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
 from ..workers.model.config import ModelConfig
 from .floor import Floor, FloorProbe, Shapes, Work
 from .report import Row, of_rounds
@@ -95,10 +93,12 @@ def measure(
     return results
 
 
-def rows(results: Rounds, systems: Sequence[System], command: str) -> list[Row]:
+def rows(
+    results: Rounds, systems: Sequence[System], command: str, *, benchmark: str = BENCHMARK
+) -> list[Row]:
     """A row for each case and system, then the ratio to each other system, round by round."""
     precision = {system.name: system.precision for system in systems}
-    row = partial(Row.of, benchmark=BENCHMARK, command=command)
+    row = partial(Row.of, benchmark=benchmark, command=command)
     found = [
         row(
             of_rounds([r.tokens_per_s for r in got]),
@@ -127,9 +127,21 @@ def rows(results: Rounds, systems: Sequence[System], command: str) -> list[Row]:
     return found
 
 
-def shapes_of(folder: Path, dtype: torch.dtype) -> Shapes:
+BYTES_PER_WEIGHT = {
+    "float32": (4.0, 4.0, 4.0),
+    "bfloat16": (2.0, 2.0, 2.0),
+    "float16": (2.0, 2.0, 2.0),
+    "int8": (1 + 2 / 32, 1 + 2 / 32, 2.0),
+    "int4": (1 / 2 + 2 / 32, 1 + 2 / 32, 2.0),
+}
+"""By precision: of a layer's weight, of the head's and of a cached value. Quantised weights come in
+groups of 32 with a 16-bit scale; the head stays at int8."""
+
+
+def shapes_of(folder: Path, precision: str) -> Shapes:
     """The sizes that decide the work of a token. Raises ``CheckpointError``."""
     config = ModelConfig.from_folder(folder)
+    weight, head, cache = BYTES_PER_WEIGHT[precision]
     return Shapes(
         layers=config.num_layers,
         hidden=config.hidden_size,
@@ -137,7 +149,9 @@ def shapes_of(folder: Path, dtype: torch.dtype) -> Shapes:
         query_width=config.num_heads * config.head_dim,
         kv_width=config.num_kv_heads * config.head_dim,
         vocab_rows=config.vocab_size,
-        bytes_per_value=dtype.itemsize,
+        bytes_per_weight=weight,
+        bytes_per_head_weight=head,
+        bytes_per_cache_value=cache,
     )
 
 

@@ -1,13 +1,10 @@
-"""The systems that ``bench speed`` measures: our engine, and transformers' ``generate``."""
+"""What ``bench speed`` measures: this project's engine, stepped directly."""
 
 from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..workers.config import EngineConfig
 from ..workers.engine import Engine
@@ -77,61 +74,3 @@ class OwnEngine:
         self.engine.abort_all()
         while self.engine.has_work:
             self.engine.step()
-
-
-class TransformersGenerate:
-    """``generate`` of the transformers library, with its default attention."""
-
-    name = "transformers"
-
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        # Imported here: it takes seconds, and only a comparison needs it.
-        from transformers import AutoModelForCausalLM
-
-        loader: Any = AutoModelForCausalLM
-        self._model = loader.from_pretrained(folder, dtype=dtype).to(device).eval()
-        self._device = device
-        self.precision = str(dtype).removeprefix("torch.")
-        self._rng = random.Random(0)
-
-    def decode_rate(self, batch: int, prompt: int, steps: int) -> float:
-        # The first token belongs to the prompts; the rest is timed between tokens.
-        times = self._generate(batch, prompt, steps + 1)
-        return batch * steps / (times[-1] - times[1])
-
-    def prefill_rate(self, length: int) -> float:
-        times = self._generate(1, length, 1)
-        return length / (times[1] - times[0])
-
-    def _generate(self, batch: int, prompt: int, new_tokens: int) -> list[float]:
-        """Times of the start and of each token."""
-        from transformers import GenerationConfig
-
-        vocabulary = int(self._model.config.vocab_size)
-        ids = torch.tensor(
-            [random_prompt(prompt, vocabulary, self._rng) for _ in range(batch)],
-            device=self._device,
-        )
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        times = [time.perf_counter()]
-
-        def note_time(ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-            if ids.is_cuda:
-                torch.cuda.synchronize(ids.device)
-            times.append(time.perf_counter())
-            return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-
-        with torch.inference_mode():
-            self._model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=config,
-                stopping_criteria=[note_time],
-            )
-        return times

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +14,6 @@ bench_app = typer.Typer(
 )
 
 
-class Peer(StrEnum):
-    """What can be measured beside this engine."""
-
-    TRANSFORMERS = "transformers"
-
-
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
@@ -31,15 +24,12 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
 @bench_app.command(
     epilog="Example:\n\n[dim]$[/] inference-pio bench speed ./random-0.6b "
-    "--against transformers --json speed.json --picture speed.png"
+    "--json speed.json --picture speed.png"
 )
 def speed(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
     rounds: Rounds = 5,
-    against: Annotated[
-        Peer | None, typer.Option(help="Measure this too, in the same rounds.")
-    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
     ] = None,
@@ -52,8 +42,39 @@ def speed(
     """
     from .bench_runs import run_speed
 
-    peer = None if against is None else against.value
-    run_speed(model, dtype, rounds, peer, threads, json_file, picture)
+    run_speed(model, dtype, rounds, threads, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench compare ./random-0.6b "
+    "--precision bfloat16 --precision int4 --json compare.json --picture compare.png"
+)
+def compare(
+    model: Model = "embedded",
+    against: Annotated[
+        list[str] | None, typer.Option(help="Only this peer; may be repeated. [default: all]")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="float32, bfloat16, int8 or int4; may be repeated. [default: bfloat16]"),
+    ] = None,
+    rounds: Rounds = 3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each. [default: every core]")
+    ] = None,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """This engine against transformers, llama.cpp, OpenVINO GenAI and vLLM, in turns.
+
+    The first run installs each peer into an environment of its own in your cache folder (some are
+    compiled) and converts the checkpoint for it.
+    """
+    from .bench_compare import run_compare
+
+    run_compare(
+        model, against or [], precision or ["bfloat16"], rounds, threads, json_file, picture
+    )
 
 
 @bench_app.command(
@@ -175,4 +196,5 @@ def table(reports: Annotated[list[Path], typer.Argument(help="Files that --json 
     from ...benchmarks.report import Report, markdown_table
 
     for path in reports:
-        print(markdown_table(Report.read(path).rows))
+        report = Report.read(path)
+        print(markdown_table(report.rows, report.notes))

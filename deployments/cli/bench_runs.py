@@ -40,15 +40,14 @@ def run_speed(
     model: str,
     dtype: str,
     rounds: int,
-    against: str | None,
     threads: int | None,
     json_file: Path | None,
     picture: Path | None,
 ) -> None:
     """Measure decode and prefill; see ``benchmarks.speed``."""
     from ...benchmarks.floor import FloorProbe
-    from ...benchmarks.speed import DECODE, PREFILL, System, measure, rows, shapes_of
-    from ...benchmarks.systems import KV_BYTES, OwnEngine, TransformersGenerate
+    from ...benchmarks.speed import DECODE, PREFILL, measure, rows, shapes_of
+    from ...benchmarks.systems import KV_BYTES, OwnEngine
 
     check_picture(picture)
     config = EngineConfig.model_validate(
@@ -65,17 +64,11 @@ def run_speed(
         say(f"loading {model}")
         own = OwnEngine(config)
         loaded = own.engine.loaded
-        systems: list[System] = [own]
-        if against is not None:
-            say(f"loading {model} in {against}")
-            systems.append(
-                TransformersGenerate(loaded.text.folder, loaded.model.dtype, loaded.model.device)
-            )
         cases = [*DECODE, *(case for case in PREFILL if case.size < loaded.max_model_len)]
-        shapes = shapes_of(loaded.text.folder, loaded.model.dtype)
+        shapes = shapes_of(loaded.text.folder, own.precision)
         probe = FloorProbe(loaded.model.device, loaded.model.dtype)
-        found = measure(systems, shapes, probe, cases, rounds, say)
-    publish(rows(found, systems, typed_command()), json_file, picture)
+        found = measure([own], shapes, probe, cases, rounds, say)
+    publish(rows(found, [own], typed_command()), json_file, picture)
 
 
 def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None) -> None:
@@ -172,10 +165,18 @@ def check_picture(picture: Path | None) -> None:
         require_picture_path(picture)
 
 
-def publish(rows: Sequence[Row], json_file: Path | None, picture: Path | None) -> None:
+def publish(
+    rows: Sequence[Row],
+    json_file: Path | None,
+    picture: Path | None,
+    *,
+    notes: Sequence[str] = (),
+) -> None:
     """Print the rows, and write the report and the picture that were asked for."""
     _show(rows)
-    report = Report(describe_machine(), tuple(rows))
+    for note in notes:
+        out.print(note, markup=False)
+    report = Report(describe_machine(), tuple(rows), tuple(notes))
     if json_file is not None:
         report.write(json_file)
         err.print(f"report: {json_file}", markup=False)

@@ -12,7 +12,9 @@ QWEN3_0_6B = Shapes(
     query_width=2048,
     kv_width=1024,
     vocab_rows=151_936,
-    bytes_per_value=2,
+    bytes_per_weight=2,
+    bytes_per_head_weight=2,
+    bytes_per_cache_value=2,
 )
 
 

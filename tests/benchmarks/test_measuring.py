@@ -11,7 +11,7 @@ import torch
 from inference_pio.benchmarks import accuracy, serving, speed
 from inference_pio.benchmarks.floor import FloorProbe
 from inference_pio.benchmarks.http_stream import Answer
-from inference_pio.benchmarks.systems import OwnEngine, TransformersGenerate
+from inference_pio.benchmarks.systems import OwnEngine
 from inference_pio.embedded.tasks import KINDS
 from inference_pio.workers.config import EngineConfig
 from inference_pio.workers.llm import LLM
@@ -44,31 +44,25 @@ def test_a_measurement_leaves_the_engine_empty(own: OwnEngine) -> None:
     own.engine.check_integrity()
 
 
-def test_rounds_are_interleaved_and_become_rows_with_ratios(
-    own: OwnEngine, embedded_dir: Path
-) -> None:
-    dtype = own.engine.loaded.model.dtype
-    peer = TransformersGenerate(embedded_dir, dtype, torch.device("cpu"))
+def test_rounds_become_rows_with_a_share_of_the_floor(own: OwnEngine, embedded_dir: Path) -> None:
     seen: list[str] = []
     found = speed.measure(
-        [own, peer],
-        speed.shapes_of(embedded_dir, dtype),
-        FloorProbe(torch.device("cpu"), dtype),
+        [own],
+        speed.shapes_of(embedded_dir, own.precision),
+        FloorProbe(torch.device("cpu"), own.engine.loaded.model.dtype),
         [speed.Case("decode", 2), speed.Case("prefill", 32)],
         2,
         seen.append,
     )
     assert {key: len(rounds) for key, rounds in found.items()} == {
         ("decode b2", "inference-pio"): 2,
-        ("decode b2", "transformers"): 2,
         ("prefill 32", "inference-pio"): 2,
-        ("prefill 32", "transformers"): 2,
     }
-    rows = speed.rows(found, [own, peer], "inference-pio bench speed")
-    ratios = [row for row in rows if row.unit == "ratio"]
-    assert [row.case for row in ratios] == ["decode b2", "prefill 32"]
+    assert len(seen) == 2 * 3  # a warm-up and two rounds of each case
+    rows = speed.rows(found, [own], "inference-pio bench speed")
+    assert [row.case for row in rows] == ["decode b2", "prefill 32"]
     assert all(row.low <= row.median <= row.high for row in rows)
-    assert all((row.floor_share is None) == (row.unit == "ratio") for row in rows)
+    assert all(row.floor_share is not None for row in rows)
 
 
 def test_offline_generates_every_token_that_was_asked_for(own: OwnEngine) -> None:

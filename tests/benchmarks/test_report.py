@@ -39,7 +39,7 @@ def test_a_report_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_the_json_has_the_form_that_scripts_read() -> None:
     document = json.loads(Report(describe_machine(), (ROW,)).to_json())
     assert document["schema"] == 1
-    assert list(document) == ["schema", "machine", "rows"]
+    assert list(document) == ["schema", "machine", "rows", "notes"]
     assert list(document["rows"][0]) == [
         "benchmark",
         "system",

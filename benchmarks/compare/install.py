@@ -1,0 +1,71 @@
+"""Environments of peers: each has one of its own, made once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+from .catalog import PeerSpec
+
+COMPLETE = ".complete"
+"""Written last: an environment without it is made anew."""
+
+
+class PeerUnavailableError(RuntimeError):
+    """A peer that cannot be measured here; the text says why."""
+
+
+def cache_folder() -> Path:
+    """``inference-pio`` in the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``)."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "inference-pio"
+
+
+def interpreter(spec: PeerSpec, progress: Callable[[str], None]) -> Path:
+    """The Python that has the peer, installed where it is missing.
+
+    Raises ``PeerUnavailableError`` with pip's own last words.
+    """
+    if not spec.requirements:
+        return Path(sys.executable)
+    named = "\n".join((*spec.requirements, *map(str, spec.build_environment.items())))
+    digest = hashlib.sha256(f"{sys.version}\n{named}".encode()).hexdigest()[:12]
+    folder = cache_folder() / "peers" / f"{spec.script.removesuffix('_peer.py')}-{digest}"
+    python = folder / "bin" / "python"
+    if (folder / COMPLETE).exists():
+        return python
+    progress(f"{spec.name}: making an environment")
+    shutil.rmtree(folder, ignore_errors=True)
+    venv.create(folder, with_pip=True)
+    _install(spec, python, folder / "pip.log", progress)
+    (folder / COMPLETE).touch()
+    return python
+
+
+def _install(spec: PeerSpec, python: Path, log: Path, progress: Callable[[str], None]) -> None:
+    command = [str(python), "-m", "pip", "install", "--progress-bar", "off", *spec.requirements]
+    last = ""
+    with (
+        log.open("w", encoding="utf-8") as written,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **spec.build_environment},
+        ) as pip,
+    ):
+        assert pip.stdout is not None  # asked for above
+        for line in pip.stdout:
+            written.write(line)
+            if line.strip():
+                last = line.strip()
+                progress(f"{spec.name}: {last[:90]}")
+    if pip.returncode != 0:
+        raise PeerUnavailableError(f"pip could not install {' '.join(spec.requirements)}: {last}")

@@ -1,0 +1,55 @@
+"""``inference-pio bench compare``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...benchmarks.compare.catalog import PRECISIONS, catalog
+from ...benchmarks.compare.comparison import compare, fastest_other
+from ...benchmarks.speed import DECODE, PREFILL
+from ...workers.model_source import resolve_model
+from .bench_runs import check_picture, publish, typed_command
+from .console import CommandError, err, progress
+
+
+def run_compare(
+    model: str,
+    against: Sequence[str],
+    precisions: Sequence[str],
+    rounds: int,
+    threads: int | None,
+    json_file: Path | None,
+    picture: Path | None,
+) -> None:
+    """Measure this engine and its peers; see ``benchmarks.compare``."""
+    check_picture(picture)
+    known = catalog()
+    own, *others = known
+    _require_known("--against", against, others)
+    _require_known("--precision", precisions, PRECISIONS)
+    command = typed_command()
+    with progress() as say:
+        outcome = compare(
+            resolve_model(model),
+            [known[own], *(known[name] for name in against or others)],
+            precisions,
+            [*DECODE, *PREFILL],
+            threads=threads or len(os.sched_getaffinity(0)),
+            rounds=rounds,
+            command=command,
+            progress=say,
+        )
+    if not outcome.rows:
+        raise CommandError("nothing could be measured:\n" + "\n".join(outcome.notes))
+    publish(outcome.rows, json_file, picture, notes=outcome.notes)
+    behind = [row for row in fastest_other(outcome.rows, own) if row.median < 1]
+    for row in behind:
+        err.print(f"behind: {row.precision} {row.case}, {row.system} {row.median:.2f}")
+
+
+def _require_known(option: str, wanted: Sequence[str], known: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in known:
+            raise CommandError(f"{option} {name!r} is not known; it is one of {', '.join(known)}")
