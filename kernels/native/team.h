@@ -1,14 +1,12 @@
-// Threads that are kept for the life of an engine and compute one region after the other.
+// Threads that are kept for the life of the process and compute one region after the other.
 //
 // A kernel is a function that every worker of a region calls with the same arguments; the workers
 // split it among themselves, by index or by taking numbers from the region's shared counter. Kernels
 // end without waiting for each other: whoever reads what a kernel wrote calls `barrier` before.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
-#include <memory>
 
 namespace pio {
 
@@ -29,26 +27,31 @@ class Worker {
 
  private:
   Team& team_;
-  uint32_t phase_ = 0;
 };
 
 class Team {
  public:
-  // Starts `num_threads - 1` threads; the caller of `run` is the first worker.
-  explicit Team(int num_threads);
-  ~Team();
+  // The process's team of this size; its threads start with the first region. Never destroyed:
+  // threads that sleep when the process ends have nothing to run into.
+  static Team& of(int num_threads);
+
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
   int size() const;
 
-  // Runs `body` on every worker and returns when all are done. One region at a time.
+  // Runs `body` on every worker and returns when all are done; the caller is worker 0. Callers
+  // take turns. `body` throws nothing and starts no region.
   void run(const std::function<void(Worker&)>& body);
 
  private:
   friend class Worker;
   struct State;
-  std::unique_ptr<State> state_;
+
+  explicit Team(int num_threads);
+  static void renew_after_fork();
+
+  State* state_;
 };
 
 }  // namespace pio
