@@ -35,8 +35,10 @@ INSTRUCTION_SETS: dict[str, Any] = {
 # Products and sums are contracted where the source says so and nowhere else: a result must not
 # depend on which copy of a loop computed it.
 FLAGS = [
-    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"),
+    *("-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-MMD", "-Wall", "-Wextra"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    # GCC 12 warns of its own intrinsics (its bug 105593); clang does not know the warning.
+    *("-Wno-maybe-uninitialized", "-Wno-unknown-warning-option"),
 ]
 LINK_FLAGS = ["-shared", "-pthread", "-Wl,-z,defs", f"-Wl,--version-script={FOLDER}/exports.map"]
 
@@ -53,7 +55,7 @@ class BuildKernels(build_ext):
 
     def build_extensions(self) -> None:
         """All libraries, as many compilers at once as there are CPUs."""
-        compiler = [*_compiler(), *os.environ.get("CXXFLAGS", "").split()]
+        compiler = _compiler()
         try:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 jobs = {
@@ -67,7 +69,7 @@ class BuildKernels(build_ext):
                 library = Path(self.get_ext_fullpath(name))
                 library.parent.mkdir(parents=True, exist_ok=True)
                 objects = [str(compiled.result()) for compiled in job]
-                _run([*compiler, *LINK_FLAGS, *objects, "-o", str(library)])
+                _run([*compiler, *LINK_FLAGS, *_more_flags(), *objects, "-o", str(library)])
         except CompileError as error:
             if not all(extension.optional for extension in self.extensions):
                 raise
@@ -80,17 +82,26 @@ class BuildKernels(build_ext):
     def _compile(self, compiler: list[str], extension: str, source: Path) -> Path:
         known = INSTRUCTION_SETS[extension]
         compiled = Path(self.build_temp) / known.name / f"{source.stem}.o"
-        # The digest, of all files, is read in one of them.
-        read = SOURCES if source.stem == "library_api" else [source, *_headers()]
-        inputs = [*read, Path(__file__)]
-        if compiled.exists() and not self.force:
-            if compiled.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
-                return compiled
+        # The digest of all files is compiled into this one.
+        has_digest = source.stem == "library_api"
+        if not self.force and _is_newer(compiled, SOURCES if has_digest else []):
+            return compiled
         compiled.parent.mkdir(parents=True, exist_ok=True)
         names = [f'-DPIO_INSTRUCTION_SET="{known.name}"', f'-DPIO_SOURCES="{DIGEST}"']
-        flags = [*FLAGS, *known.compiler_flags, *(names if read is SOURCES else [])]
+        flags = [*FLAGS, *known.compiler_flags, *_more_flags(), *(names if has_digest else [])]
         _run([*compiler, *flags, "-c", str(source), "-o", str(compiled)])
         return compiled
+
+
+def _is_newer(compiled: Path, more: list[Path]) -> bool:
+    """Whether an object is newer than what the compiler read for it, as its ``.d`` file tells."""
+    try:
+        _, _, read = compiled.with_suffix(".d").read_text().partition(":")
+        inputs = [Path(name) for name in read.replace("\\\n", " ").split()]
+        newest = max(path.stat().st_mtime for path in [*inputs, *more, Path(__file__)])
+        return compiled.stat().st_mtime > newest
+    except FileNotFoundError:
+        return False
 
 
 def _headers() -> list[Path]:
@@ -101,6 +112,10 @@ def _compiler() -> list[str]:
     if named := os.environ.get("CXX"):
         return named.split()
     return [next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")]
+
+
+def _more_flags() -> list[str]:
+    return os.environ.get("CXXFLAGS", "").split()
 
 
 def _run(command: list[str]) -> None:

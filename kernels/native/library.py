@@ -10,15 +10,13 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-from .instruction_sets import INSTRUCTION_SETS, InstructionSet
+from .instruction_sets import INSTRUCTION_SETS
 from .sources import sources_digest
 
 ABI = 1
 """The version of the C interface that this package speaks: ``pio_abi``."""
 
 FOLDER = Path(__file__).parent
-
-_NAMES = {instruction_set.name: instruction_set for instruction_set in INSTRUCTION_SETS}
 
 
 class LibraryError(RuntimeError):
@@ -74,10 +72,10 @@ def cpu_flags() -> frozenset[str]:
 def load(name: str) -> Library:
     """The library of one instruction set, ready for use.
 
-    Raises ``LibraryError`` where it was not built or loads not, was built from other sources, or
-    where this CPU or its kernel lack the instructions.
+    Raises ``LibraryError`` for an unknown name, where the library was not built or does not load,
+    was built from other sources, or where this CPU or its kernel lack the instructions.
     """
-    _check_cpu(_NAMES[name])
+    _check_cpu(name)
     path = library_path(name)
     if not path.exists():
         raise LibraryError(f"{path.name} is missing: it is built when the package is installed")
@@ -97,9 +95,13 @@ def library_path(name: str) -> Path:
     return FOLDER / f"libpio_{name}.so"
 
 
-def _check_cpu(wanted: InstructionSet) -> None:
+def _check_cpu(name: str) -> None:
+    wanted = next((known for known in INSTRUCTION_SETS if known.name == name), None)
+    if wanted is None:
+        known = ", ".join(known.name for known in INSTRUCTION_SETS)
+        raise LibraryError(f"there are no kernels for {name!r}, only for {known}")
     if missing := wanted.cpu_flags - cpu_flags():
-        raise LibraryError(f"this CPU lacks {' '.join(sorted(missing))} of {wanted.name}")
+        raise LibraryError(f"this CPU lacks {' '.join(sorted(missing))}")
 
 
 def _declare(cdll: ctypes.CDLL) -> None:
