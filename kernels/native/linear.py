@@ -95,8 +95,8 @@ class NativeLinear(_Packed):
         if residual_TC is None:
             check(self._cdll.pio_linear_store(*call, matrix(out_TC)))
             return out_TC
-        if residual_TC.dtype == torch.float32 != self.dtype:
-            raise ValueError("a float32 residual goes to add_to_stream")
+        if residual_TC.dtype != self.dtype:
+            raise ValueError(f"the residual is {residual_TC.dtype}, not x's dtype {self.dtype}")
         residual_TC = _rows(residual_TC)
         check(self._cdll.pio_linear_add(*call, matrix(residual_TC), matrix(out_TC)))
         return out_TC

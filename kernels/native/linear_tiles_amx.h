@@ -21,6 +21,7 @@ class Tiles<bf16> {
   static constexpr int64_t kRows = 32;
   static constexpr int64_t kBlockRows = 512;
   static constexpr int64_t kStepGranule = 16;
+  static constexpr int64_t kStreamSteps = 8;
 
   Tiles() = default;
   Tiles(const Tiles&) = delete;
@@ -97,17 +98,20 @@ class Tiles<bf16> {
       _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s += kTileSteps) {
-      read_ahead(ahead, s);
       const std::byte* weights = panel + s * kStepBytes;
       _tile_loadd(4, x + s * 2, x_bytes);
       _tile_loadd(5, weights, kStepBytes);
       _tile_dpbf16ps(0, 4, 5);
+      read_ahead(ahead, s + 0, 4);
       _tile_loadd(6, weights + kLine, kStepBytes);
       _tile_dpbf16ps(1, 4, 6);
+      read_ahead(ahead, s + 4, 4);
       _tile_loadd(5, weights + 2 * kLine, kStepBytes);
       _tile_dpbf16ps(2, 4, 5);
+      read_ahead(ahead, s + 8, 4);
       _tile_loadd(6, weights + 3 * kLine, kStepBytes);
       _tile_dpbf16ps(3, 4, 6);
+      read_ahead(ahead, s + 12, 4);
     }
     _tile_stored(0, out, kOutBytes);
     _tile_stored(1, out + 16, kOutBytes);
@@ -133,16 +137,19 @@ class Tiles<bf16> {
       _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s += kTileSteps) {
-      read_ahead(ahead, s);
       const std::byte* weights = panel + s * kStepBytes;
       _tile_loadd(4, x + s * 2, x_bytes);
       _tile_loadd(6, weights, kStepBytes);
       _tile_dpbf16ps(0, 4, 6);
+      read_ahead(ahead, s + 0, 4);
       _tile_loadd(7, weights + kLine, kStepBytes);
       _tile_dpbf16ps(1, 4, 7);
+      read_ahead(ahead, s + 4, 4);
       _tile_loadd(5, lower + s * 2, x_bytes);
       _tile_dpbf16ps(2, 5, 6);
+      read_ahead(ahead, s + 8, 4);
       _tile_dpbf16ps(3, 5, 7);
+      read_ahead(ahead, s + 12, 4);
     }
     _tile_stored(0, out, kOutBytes);
     _tile_stored(1, out + 16, kOutBytes);
@@ -150,9 +157,10 @@ class Tiles<bf16> {
     _tile_stored(3, lower_out + 16, kOutBytes);
   }
 
-  static void read_ahead(Prefetch ahead, int64_t s) {
-    const int64_t end = std::min(s + kTileSteps, ahead.steps);
-    for (int64_t step = s; step < end; ++step) prefetch_step(ahead.data + step * kStepBytes);
+  // A part of what belongs to 16 steps at a time: a burst would fill the queue of missed lines.
+  static void read_ahead(Prefetch ahead, int64_t first, int64_t count) {
+    const int64_t end = std::min(first + count, ahead.steps);
+    for (int64_t step = first; step < end; ++step) prefetch_step(ahead.data + step * kStepBytes);
   }
 
   View<const bf16> x_{};

@@ -50,6 +50,7 @@ class Tiles<bf16> {
   static constexpr int64_t kRows = 6;
   static constexpr int64_t kBlockRows = 96;
   static constexpr int64_t kStepGranule = 1;
+  static constexpr int64_t kStreamSteps = 4;
 
   void prepare(View<const bf16> x, int64_t steps) { x_ = padded_rows(x, steps * 2); }
 

@@ -93,8 +93,8 @@ class FMATiles {
   static constexpr int64_t kRows = 6;
   static constexpr int64_t kBlockRows = 96;
   static constexpr int64_t kStepGranule = 1;
+  static constexpr int64_t kStreamSteps = 4;
 
-  // Takes the rows that the next calls of `multiply` count from. `scratch` grows.
   void prepare(View<const W> x, int64_t steps) {
     if constexpr (sizeof(W) == 4) {
       x_ = x;
@@ -103,8 +103,6 @@ class FMATiles {
     }
   }
 
-  // out[r] (+)= x[first_row + r] @ panel, `steps` steps from `step` on, where `panel` points. A row
-  // of `out` has 64 elements.
   void multiply(int64_t first_row, int64_t rows, const std::byte* panel, int64_t step,
                 int64_t steps, bool accumulate, float* out, Prefetch ahead) {
     const float* x = x_.row(first_row) + step * (4 / sizeof(W));
