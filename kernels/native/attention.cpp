@@ -208,7 +208,8 @@ void Attention<T>::run(Worker& worker, View<const T> queries, KVLayer<const T> c
     const AttentionItem& item = p.split.items[static_cast<size_t>(i)];
     const AttentionTile& tile = p.split.tiles[static_cast<size_t>(item.tile)];
     p.gather_queries(tile, queries, s);
-    if (p.num_rows(tile) <= kFewRows) {
+    // By the sequence's rows: how many a tile has depends on the number of workers.
+    if (tile.of_tokens * p.shape.group <= kFewRows) {
       p.attend(few, tile, item, cache, s);
     } else {
       p.attend(many, tile, item, cache, s);

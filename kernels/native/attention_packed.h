@@ -285,7 +285,7 @@ class PackedAttention {
 };
 #endif
 
-// What computes tiles of more rows than `kFewRows`: with so many it pays to lay keys and values out.
+// What computes sequences of more rows than `kFewRows`: it pays to lay keys and values out for them.
 constexpr int kFewRows = 8;
 template <class T>
 struct ManyRows {

@@ -38,7 +38,7 @@ void AttentionPlan::make(const Batch& batch, int kv_heads, int group, int max_ro
     for (int first = begin; first < end; first += tile_tokens) {
       const int count = std::min(tile_tokens, end - first);
       for (int head = 0; head < kv_heads; ++head) {
-        tiles.push_back({sequence, head, first, count, num_computed + first - begin, -1});
+        tiles.push_back({sequence, head, first, count, end - begin, num_computed + first - begin, -1});
         total_cost += cost_of(tiles.back(), group);
       }
     }

@@ -19,6 +19,7 @@ struct AttentionTile {
   int32_t kv_head;
   int32_t first_row;       // of the step's rows
   int32_t num_tokens;
+  int32_t of_tokens;       // new ones of the sequence, all its tiles together
   int32_t first_position;  // in the sequence, of the first token
   int64_t partial;         // first row of the tile's parts where several items share it, else -1
 
