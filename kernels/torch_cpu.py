@@ -32,6 +32,10 @@ class OneDNNLinear:
             return _linear(x_TC, self.packed, self.bias, "none", [], "")
         return _linear_binary(x_TC, residual_TC, self.packed, self.bias, "add")
 
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``; oneDNN rounds to ``x``'s dtype before."""
+        return self(x_TC).float()
+
 
 @dataclass(frozen=True, slots=True)
 class OneDNNSwiGLU:

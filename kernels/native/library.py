@@ -85,8 +85,8 @@ def load(name: str) -> Library:
     except (OSError, AttributeError) as error:
         raise LibraryError(f"{path.name} does not load: {error}") from error
     _check_version(path, cdll)
-    if error := cdll.pio_prepare():
-        raise LibraryError(f"{path.name} is of no use here: {error.decode()}")
+    if (refusal := cdll.pio_prepare()) is not None:
+        raise LibraryError(f"{path.name} is of no use here: {refusal.decode()}")
     return Library(name, cdll)
 
 
