@@ -125,7 +125,7 @@ def qk_norm_rope_write(
             *(kv_N2KSD.data_ptr(), num_blocks, kv_heads, block_size, head_dim),
         )
     )
-    return qkv_TC[:, : num_heads * head_dim].unflatten(1, (num_heads, head_dim))
+    return qkv_TC[:, : num_heads * head_dim].view(-1, num_heads, head_dim)
 
 
 def _with_plain_rows(x_TC: Tensor) -> Tensor:
