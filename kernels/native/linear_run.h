@@ -9,14 +9,14 @@
 
 namespace pio {
 
-// A task is a block of rows with a few neighbouring panels. Its panels are cut along k, so that
-// what a worker reads again and again stays in its second cache.
+// A task is a block of rows with a few neighbouring panels. Its panels are cut along k: 32 KB of a
+// panel stay in the first cache while all rows of the block go past them, and the same steps of
+// these rows stay in the second cache for the task's other panels.
 struct Blocking {
   int64_t rows;
   int64_t panels;
   int64_t steps;
 
-  // With these, 128 KB of weights and the same steps of all the block's rows are in use at once.
   static constexpr int64_t kPanels = 4;
   static constexpr int64_t kSteps = 128;
   // So many tasks a worker let all workers end at nearly the same time.
@@ -78,10 +78,10 @@ class LinearRun {
     const bool is_first = step == 0, is_last = step + steps == weight_.shape.steps;
     const bool keeps = !(is_first && is_last);
     float* sums = scratch(keeps ? task.rows * task.panels : Tiles<T>::kRows);
-    for (int64_t row = 0; row < task.rows; row += Tiles<T>::kRows) {
-      const int64_t rows = std::min(Tiles<T>::kRows, task.rows - row);
-      for (int64_t i = 0; i < task.panels; ++i) {
-        const int64_t panel = task.first_panel + i;
+    for (int64_t i = 0; i < task.panels; ++i) {
+      const int64_t panel = task.first_panel + i;
+      for (int64_t row = 0; row < task.rows; row += Tiles<T>::kRows) {
+        const int64_t rows = std::min(Tiles<T>::kRows, task.rows - row);
         float* out = keeps ? sums + (i * task.rows + row) * kPanelColumns : sums;
         // The first tile fetches the weights from memory, the others find them in the cache.
         const Prefetch ahead = row == 0 ? stream(panel, step, steps) : Prefetch{};
