@@ -7,6 +7,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNELS := setup.py $(wildcard kernels/native/*.cpp kernels/native/*.h kernels/native/*.map)
 TYPED := $(VENV)/typed
 
 .DELETE_ON_ERROR:
@@ -31,7 +32,8 @@ check: $(INSTALLED)
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# The installation compiles the native kernels, so it is made anew when their sources change.
+$(INSTALLED): pyproject.toml constraints.txt $(KERNELS)
 	@$(call step,virtual environment,test -x $(BIN)/python || $(PYTHON) -m venv $(VENV))
 	@$(call step,packages, \
 		$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[dev$(comma)bench]')

@@ -101,6 +101,8 @@ class Machine:
     accelerator: str | None
     python: str
     versions: dict[str, str]
+    kernels: str = "torch"
+    """What computes a bfloat16 model on this CPU; reports without it are older than a choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ def describe_machine() -> Machine:
         accelerator=_accelerator(),
         python=platform.python_version(),
         versions={name: _version(name) for name in PACKAGES},
+        kernels=_kernels(),
     )
 
 
@@ -218,6 +221,14 @@ def _accelerator() -> str | None:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def _kernels() -> str:
+    import torch
+
+    from ..kernels.dispatch import select_kernels
+
+    return select_kernels(torch.device("cpu"), torch.bfloat16).name
 
 
 def _version(package: str) -> str:

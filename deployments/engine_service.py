@@ -106,13 +106,14 @@ class EngineService(ServedEngine):
         super().stop()
 
     async def facts(self) -> ModelFacts:
-        """Limits of the loaded model."""
+        """What was loaded, and its limits."""
         engine = self._engine.engine
         return ModelFacts(
             replica_id=self.replica_id,
             checkpoint=self._checkpoint,
             max_model_len=engine.max_model_len,
             num_tokens=engine.loaded.tokenizer.num_tokens,
+            kernels=engine.loaded.model.kernels.name,
         )
 
     async def stats(self, *, replica_id: str) -> EngineStats:

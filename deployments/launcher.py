@@ -28,13 +28,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import httpx
 import psutil
 
 from ..workers.config import EngineConfig
 from . import haproxy
 from .application_file import Application, read_shapes
 from .check.demand import total_demand, whole
-from .config import ServiceConfig
+from .config import ServiceConfig, load_api_keys
 from .kv_transport import MAX_PULLS, WINDOW_BYTES
 from .local_ports import free_ports, is_answering, require_free_port
 from .own_processes import adopt_orphans, descendants, end_descendants, is_alive
@@ -136,6 +137,13 @@ class LocalServer:
         host, port = self._application.host, self._application.port
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
         return f"http://{reachable}:{port}"
+
+    def kernels(self) -> tuple[str, ...]:
+        """What the pools compute with, each name once, as ``/version`` tells."""
+        keys = load_api_keys(self._application.config.api)
+        headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        answer = httpx.get(f"{self.address}/version", headers=headers, trust_env=False)
+        return tuple(sorted(set(answer.raise_for_status().json()["kernels"].values())))
 
     def __enter__(self) -> Self:
         require_free_port(self._application.host, self._application.port)

@@ -122,16 +122,17 @@ class SubmitReply:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """Limits of the model as one engine replica has loaded it.
+    """The model as one engine replica has loaded it.
 
     ``checkpoint`` is its folder. ``num_tokens`` counts the tokens that exist; ids from there up
-    are padding rows.
+    are padding rows. ``kernels`` names what computes it.
     """
 
     replica_id: str
     checkpoint: str
     max_model_len: int
     num_tokens: int
+    kernels: str
 
 
 Packed = (

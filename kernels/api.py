@@ -9,6 +9,8 @@ head's keys in one block lie together, so gathering blocks gives each head one p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -23,6 +25,10 @@ class PackedLinear(Protocol):
 
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias``, plus ``residual`` where given."""
+        ...
+
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """``x @ weight.T + bias`` as float32, where the kernel can without rounding before."""
         ...
 
 
@@ -41,6 +47,38 @@ class Attention(Protocol):
         """Causal attention of every new token over its own sequence, [T, H * D].
 
         Queries come scaled: scores are plain products.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One block's packed weights."""
+
+    input_norm: Tensor
+    qkv: PackedLinear
+    qk_norm_AD: Tensor
+    """float32, as ``Kernels.qk_norm_rope_write`` takes it."""
+    attention_out: PackedLinear
+    mlp_norm: Tensor
+    gate_up: PackedSwiGLU
+    down: PackedLinear
+
+
+class LayerStack(Protocol):
+    """Layers that follow each other, computed as one operation."""
+
+    def __call__(
+        self,
+        hidden_TC: Tensor,
+        context: ForwardContext,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        kv_layers: Sequence[Tensor],
+    ) -> Tensor:
+        """The residual stream behind the last layer, float32 [T, C].
+
+        ``kv_layers`` has the ``kv_N2KSD`` of each layer, into which the new tokens are written.
         """
         ...
 
@@ -78,7 +116,10 @@ class Kernels(Protocol):
         ...
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
-        """RMSNorm over the last axis: computed in float32, rounded to ``x``'s dtype."""
+        """RMSNorm over the last axis: computed in float32, rounded to the weight's dtype.
+
+        ``x`` is of that dtype or float32.
+        """
         ...
 
     def qk_norm_rope_write(
@@ -101,4 +142,11 @@ class Kernels(Protocol):
 
     def plan_attention(self, context: ForwardContext) -> Attention:
         """What depends on the batch alone, done once a step."""
+        ...
+
+    def stack(self, layers: Sequence[DecoderLayer], eps: float) -> LayerStack | None:
+        """Layers that one rank computes whole, for all tokens; ``eps`` is that of their norms.
+
+        ``None`` where nothing is won over the operations one by one.
+        """
         ...

@@ -5,13 +5,13 @@ Other implementations are tested against this one; it runs on any device and is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .api import PackedLinear, PackedSwiGLU
+from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .quantized import QuantizedWeight
 
@@ -29,6 +29,10 @@ class ReferenceLinear:
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         out = torch.nn.functional.linear(x_TC, self.weight, self.bias)
         return out if residual_TC is None else out + residual_TC
+
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``; rounded before, as transformers does."""
+        return self(x_TC).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +112,7 @@ class ReferenceKernels:
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``; the rounding before the weight is transformers'."""
-        x = x_TC.float()
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-        return x.to(x_TC.dtype) * weight_C
+        return _normalised(x_TC, eps).to(weight_C.dtype) * weight_C
 
     def qk_norm_rope_write(
         self,
@@ -127,7 +129,8 @@ class ReferenceKernels:
         num_heads = weight_AD.shape[0] - num_kv_heads
         heads_THD = qkv_TC.view(qkv_TC.shape[0], -1, head_dim)
         qk_TAD = heads_THD[:, : weight_AD.shape[0]]
-        qk_TAD = rotate(self.rms_norm(qk_TAD, weight_AD, eps), cos_TE, sin_TE).to(qkv_TC.dtype)
+        normed_TAD = _normalised(qk_TAD, eps).to(qkv_TC.dtype) * weight_AD
+        qk_TAD = rotate(normed_TAD, cos_TE, sin_TE).to(qkv_TC.dtype)
         kv_T2KD = torch.stack((qk_TAD[:, num_heads:], heads_THD[:, -num_kv_heads:]), dim=1)
         kv_N2KSD[slots_T // block_size, :, :, slots_T % block_size] = kv_T2KD
         return qk_TAD[:, :num_heads]
@@ -136,9 +139,18 @@ class ReferenceKernels:
         """See ``Kernels.plan_attention``."""
         return ReferenceAttention(context)
 
+    def stack(self, layers: Sequence[DecoderLayer], eps: float) -> None:
+        """One operation after the other."""
+
 
 def rotate(x_TAD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     """RoPE in float32: channel i turns with channel i + E (Qwen's and Llama's pairing)."""
     first, second = x_TAD.float().chunk(2, dim=-1)
     cos, sin = cos_TE[:, None], sin_TE[:, None]
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _normalised(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x ** 2) + eps) over the last axis, in float32."""
+    wide = x.float()
+    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .api import PackedLinear, PackedSwiGLU
 from .quantized import QuantizedWeight
 from .torch_ops import TorchKernels
-from .torch_quantized import SwiGLU, pack
+from .torch_quantized import pack, pack_swiglu
 
 # Operators without Python stubs: typed here, once.
 _linear: Callable[..., Tensor] = torch.ops.mkldnn._linear_pointwise.default
@@ -33,6 +33,10 @@ class OneDNNLinear:
         if residual_TC is None:
             return _linear(x_TC, self.packed, self.bias, "none", [], "")
         return _linear_binary(x_TC, residual_TC, self.packed, self.bias, "add")
+
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``; oneDNN rounds to ``x``'s dtype before."""
+        return self(x_TC).float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +80,7 @@ class TorchCPUKernels(TorchKernels):
         self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
     ) -> PackedSwiGLU | None:
         """See ``Kernels.pack_quantized_swiglu``."""
-        packed_gate, packed_up = pack(gate, None, dtype), pack(up, None, dtype)
-        if packed_gate is None or packed_up is None:
-            return None
-        return SwiGLU(packed_gate, packed_up)
+        return pack_swiglu(gate, up, dtype)
 
 
 def can_pack(dtype: torch.dtype) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .api import PackedLinear, PackedSwiGLU
+from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .quantized import QuantizedWeight
 from .reference import ReferenceLinear, ReferenceSwiGLU
@@ -42,7 +44,7 @@ class TorchKernels:
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``."""
-        return _normalised(x_TC, eps).to(x_TC.dtype).mul_(weight_C)
+        return _normalised(x_TC, eps).to(weight_C.dtype).mul_(weight_C)
 
     def qk_norm_rope_write(
         self,
@@ -73,6 +75,9 @@ class TorchKernels:
     def plan_attention(self, context: ForwardContext) -> PagedAttention:
         """See ``Kernels.plan_attention``."""
         return PagedAttention(context, self._take_scratch)
+
+    def stack(self, layers: Sequence[DecoderLayer], eps: float) -> None:
+        """One operation after the other."""
 
     def _take_scratch(self, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Memory that is kept between steps: fresh pages cost more than the copy into them."""

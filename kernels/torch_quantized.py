@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .api import PackedLinear
+from .api import PackedLinear, PackedSwiGLU
 from .quantized import IMPLIED_ZERO, QuantizedWeight
 
 # Operators without Python stubs: typed here, once.
@@ -39,6 +39,10 @@ class Int8Linear:
     """float32: products are scaled before they are rounded again."""
     bias: Tensor | None
 
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
+        return self(x_TC).float()
+
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         if len(x_TC) <= FEW_ROWS_INT8 and x_TC.dtype == torch.bfloat16:
             ones = torch.ones(len(self.scales_O), dtype=x_TC.dtype)
@@ -60,6 +64,10 @@ class W8A8Linear:
     """float32."""
     bias: Tensor | None
 
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
+        return self(x_TC).float()
+
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         codes_TC, scales_T1 = round_activations(x_TC)
         sums_TO: Tensor = torch._int_mm(codes_TC, self.codes_OI.T)
@@ -76,6 +84,10 @@ class Int4Linear:
     """In the activations' dtype: ``weight = (code - 8) * scale + shift``."""
     group_size: int
     bias: Tensor | None
+
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
+        return self(x_TC).float()
 
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         if len(x_TC) <= FEW_ROWS_INT4:
@@ -109,6 +121,16 @@ class SwiGLU:
 
     def __call__(self, x_TC: Tensor) -> Tensor:
         return torch.nn.functional.silu(self.gate(x_TC), inplace=True).mul_(self.up(x_TC))
+
+
+def pack_swiglu(
+    gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
+) -> PackedSwiGLU | None:
+    """Gate and up as ``pack`` keeps them."""
+    packed_gate, packed_up = pack(gate, None, dtype), pack(up, None, dtype)
+    if packed_gate is None or packed_up is None:
+        return None
+    return SwiGLU(packed_gate, packed_up)
 
 
 def pack(weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> PackedLinear | None:

@@ -62,8 +62,10 @@ class PlainEndpoints:
         return json_response({"status": "ok", "pools": {pool.name: "ok" for pool in pools}})
 
     async def version(self, request: Request) -> Response:
-        """``GET /version``."""
-        return json_response({"version": VERSION})
+        """``GET /version``: of the package, and what computes in each pool."""
+        pools = self._service.directory.pools
+        kernels = {pool.name: pool.facts.kernels for pool in pools}
+        return json_response({"version": VERSION, "kernels": kernels})
 
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``."""

@@ -56,6 +56,7 @@ def run_server(config: Path | None, wishes: Wishes) -> None:
             server.start(say)
         err.print(
             f"[bold green]ready[/] {application.config.model_name} at [bold]{server.address}[/] "
+            f"with {', '.join(server.kernels())} kernels "
             f"after {time.monotonic() - started:.1f} s; Ctrl-C stops it"
         )
         wait_for_signal(server)

@@ -54,11 +54,15 @@ def test_the_json_has_the_form_that_scripts_read() -> None:
     ]
 
 
-def test_the_machine_names_hardware_and_versions_but_neither_host_nor_path() -> None:
+def test_the_machine_names_hardware_and_versions_but_neither_host_nor_path(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("INFERENCE_PIO_KERNELS", "reference")
     machine = describe_machine()
     assert machine.cpu
     assert machine.cores >= 1
     assert machine.versions["torch"][0].isdigit()
+    assert machine.kernels == "reference"
     text = json.dumps(dataclasses.asdict(machine))
     assert socket.gethostname() not in text
     assert str(Path.home()) not in text

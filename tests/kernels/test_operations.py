@@ -14,6 +14,7 @@ from inference_pio.kernels.context import ContextItem, ForwardContext, build_con
 from inference_pio.kernels.dispatch import select_kernels
 from inference_pio.kernels.reference import ReferenceKernels
 from inference_pio.kernels.rope import inverse_frequencies, rope_cos_sin
+from inference_pio.kernels.torch_cpu import TorchCPUKernels
 from inference_pio.kernels.torch_ops import TorchKernels
 
 CPU = torch.device("cpu")
@@ -23,7 +24,8 @@ HEADS = [(6, 3, 24), (5, 1, 32), (4, 4, 80), (16, 8, 128)]
 
 
 def fast_kernels(dtype: torch.dtype) -> list[Kernels]:
-    return [select_kernels(CPU, dtype), TorchKernels()]
+    """The default of this machine (the native kernels, where they were built) and torch's."""
+    return [select_kernels(CPU, dtype), TorchCPUKernels(dtype), TorchKernels()]
 
 
 def close(got: Tensor, expected: Tensor) -> None:
@@ -43,6 +45,9 @@ def test_linear(dtype: torch.dtype, rows: int) -> None:
         packed = kernels.pack_linear(weight, bias)
         close(packed(x), reference(x))
         close(packed(x, residual), reference(x, residual))
+        wide = packed.in_float32(x)
+        assert wide.dtype == torch.float32
+        close(wide.to(dtype), reference(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -76,6 +81,9 @@ def test_rms_norm(dtype: torch.dtype) -> None:
     for kernels in fast_kernels(dtype):
         close(kernels.rms_norm(x, weight, 1e-6), ReferenceKernels().rms_norm(x, weight, 1e-6))
         assert torch.equal(x, kept)
+        wide = x.float() * 1.001  # of a float32 residual stream
+        expected = ReferenceKernels().rms_norm(wide, weight, 1e-6)
+        close(kernels.rms_norm(wide, weight, 1e-6), expected)
 
 
 @dataclass(frozen=True)
@@ -124,9 +132,10 @@ BATCHES = {
 def test_attention(dtype: torch.dtype, heads: tuple[int, int, int], batch: str) -> None:
     case = make_case(heads, BATCHES[batch], 16, dtype)
     expected = ReferenceKernels().plan_attention(case.context)(case.q, case.cache)
-    attention = select_kernels(CPU, dtype).plan_attention(case.context)
-    close(attention(case.q, case.cache), expected)
-    close(attention(case.q, case.cache), expected)  # a plan serves every layer
+    for kernels in fast_kernels(dtype):
+        attention = kernels.plan_attention(case.context)
+        close(attention(case.q, case.cache), expected)
+        close(attention(case.q, case.cache), expected)  # a plan serves every layer
 
 
 def test_attention_takes_key_heads_in_turns_where_scores_are_many(

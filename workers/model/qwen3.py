@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ...kernels.api import Kernels, PackedLinear, PackedSwiGLU
+from ...kernels.api import DecoderLayer, Kernels, PackedLinear
 from ...kernels.context import ForwardContext
 from ...kernels.dispatch import select_kernels
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
@@ -19,20 +18,6 @@ from .cache import KVCache
 from .config import ModelConfig
 from .shard import WHOLE, ShardSpec
 from .weights import WeightReader
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderLayer:
-    """One block's packed weights."""
-
-    input_norm: Tensor
-    qkv: PackedLinear
-    qk_norm_AD: Tensor
-    """float32, as ``Kernels.qk_norm_rope_write`` takes it."""
-    attention_out: PackedLinear
-    mlp_norm: Tensor
-    gate_up: PackedSwiGLU
-    down: PackedLinear
 
 
 class Exchange(Protocol):
@@ -75,7 +60,7 @@ class Alone:
         return partial_TC
 
 
-_ALONE = Alone()
+ALONE = Alone()
 
 
 class Qwen3Model:
@@ -115,6 +100,9 @@ class Qwen3Model:
         self.shard = shard
         self.num_bytes_read = num_bytes_read
         """Of the checkpoint, while loading."""
+        # Layers that are split over ranks stop to exchange; whole ones run through.
+        eps = config.rms_norm_eps
+        self._stack = kernels.stack(layers, eps) if shard.tp_size == 1 else None
         self._frequencies_E = inverse_frequencies(config.rope_theta, config.head_dim, self.device)
 
     @classmethod
@@ -196,11 +184,12 @@ class Qwen3Model:
         hidden_TC: Tensor,
         context: ForwardContext,
         cache: KVCache,
-        exchange: Exchange = _ALONE,
+        exchange: Exchange = ALONE,
         layers: Sequence[DecoderLayer] | None = None,
     ) -> Tensor:
         """This part's layers; hidden states before the final norm, [T, hidden].
 
+        They are in float32 where the kernels have them so and the final norm follows here.
         ``exchange`` joins the ranks that share a layer. With one that splits by tokens,
         ``hidden_TC`` has this rank's tokens, ``context`` all of them, and ``layers`` are whole.
         Raises what ``forward`` raises.
@@ -209,6 +198,9 @@ class Qwen3Model:
         cache.clear_blocks(context.new_partial_blocks)
         kernels, eps = self.kernels, self.config.rms_norm_eps
         cos_TE, sin_TE = rope_cos_sin(context.positions_T, self._frequencies_E)
+        if self._stack is not None and exchange is ALONE and layers is None:
+            stream_TC = self._stack(hidden_TC, context, cos_TE, sin_TE, cache.layers)
+            return stream_TC if self.final_norm is not None else stream_TC.to(self.dtype)
         attention = kernels.plan_attention(context)
         for layer, kv_N2KSD in zip(layers or self.layers, cache.layers, strict=True):
             normed_TC = kernels.rms_norm(hidden_TC, layer.input_norm, eps)
@@ -241,7 +233,7 @@ class Qwen3Model:
         An inference tensor, as all outputs here: to be changed under ``torch.inference_mode()``.
         """
         assert self.head is not None, "the last stage has the head"
-        return self.head(hidden_RC).float()
+        return self.head.in_float32(hidden_RC)
 
     def check(self, context: ForwardContext, cache: KVCache) -> None:
         """Raise what ``forward`` raises."""

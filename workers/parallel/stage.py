@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...kernels.api import DecoderLayer
 from ...kernels.context import build_context
 from ..config import ParallelConfig
 from ..loading import LoadedPart
 from ..model.cache import KVCache
-from ..model.qwen3 import Alone, DecoderLayer, Exchange
+from ..model.qwen3 import ALONE, Exchange
 from ..model.shard import ShardSpec, even_span
 from ..types import BlockId
 from .command import StepInputs
@@ -58,7 +59,7 @@ class Stage:
             config, device = part.model.config, part.model.device
             self._columns = QKVColumns(config, self.shard.tp_size, device)
         tensor = groups.tensor
-        self._by_heads: Exchange = Alone() if tensor is None else ByHeads(tensor)
+        self._by_heads: Exchange = ALONE if tensor is None else ByHeads(tensor)
         self._hidden_TC = torch.empty(0)
 
     # --- a step ---------------------------------------------------------------------------------
@@ -89,13 +90,14 @@ class Stage:
         model, device = self.model, self.model.device
         context = build_context(part.items, self.cache.block_size, device)
         rows = range(part.start, part.start + part.num_tokens)
-        exchange, layers, source = self._by_heads, model.layers, model
+        exchange, source = self._by_heads, model
+        layers: tuple[DecoderLayer, ...] | None = None
         tensor = self.groups.tensor
         by_own: ByTokens | None = None
         if by_tokens and tensor is not None and part.num_tokens >= tensor.size:
             assert self._whole is not None
             by_own = ByTokens(tensor, self._columns, part.num_tokens)
-            exchange, layers, source = by_own, self._whole_layers, self._whole
+            exchange, source, layers = by_own, self._whole, self._whole_layers
             own = even_span(part.num_tokens, tensor.size, tensor.rank)
             rows = range(part.start + own.start, part.start + own.stop)
         if self.groups.before is None:

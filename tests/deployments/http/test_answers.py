@@ -9,7 +9,9 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
+from inference_pio.kernels.dispatch import select_kernels
 from inference_pio.workers.text.tokenizer import STOP_TEXT
 
 CHAT = "/v1/chat/completions"
@@ -259,6 +261,8 @@ def test_metrics_count_what_was_served(client: httpx.Client) -> None:
 
 def test_plain_endpoints(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok", "pools": {"engine": "ok"}}
-    assert client.get("/version").json()["version"]
+    version = client.get("/version").json()
+    assert version["version"]
+    assert version["kernels"] == {"engine": select_kernels(torch.device("cpu"), torch.float32).name}
     (model,) = client.get("/v1/models").json()["data"]
     assert client.get(f"/v1/models/{model['id']}").json() == model

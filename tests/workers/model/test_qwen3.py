@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from inference_pio.kernels.context import ContextItem, build_context
+from inference_pio.kernels.native.library import cpu_flags, usable
 from inference_pio.workers.model.qwen3 import Qwen3Model
 
 MakeCheckpoint = Callable[..., Path]
@@ -21,6 +22,8 @@ CPU = torch.device("cpu")
 BLOCK = 16
 FP32_TOLERANCE = 2e-4
 BF16_TOLERANCE = 0.05
+
+NATIVE = [f"native:{name}" for name in usable(cpu_flags())]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "6/3 heads of 24, tied": {},
@@ -102,7 +105,7 @@ def folder(request: pytest.FixtureRequest, make_checkpoint: MakeCheckpoint) -> P
     return make_checkpoint(**SHAPES[request.param])
 
 
-@pytest.mark.parametrize("kernels", ["torch", "reference"])
+@pytest.mark.parametrize("kernels", ["torch", "reference", *NATIVE])
 def test_prompt_lengths_around_block_and_chunk_edges(
     folder: Path, kernels: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

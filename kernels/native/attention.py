@@ -1,0 +1,106 @@
+"""Paged attention of one step's batch by the native kernels, on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+
+from torch import Tensor
+
+from ..context import ForwardContext
+from .batch import NativeBatch
+from .dtypes import native_dtype
+from .library import Library, check
+
+_INT, _LONG, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+
+
+class AttentionPool:
+    """The native attentions of one team, one for each shape and dtype; they keep their memory.
+
+    Not for several threads at once.
+    """
+
+    def __init__(self, library: Library, team: int) -> None:
+        self._team = team
+        self._cdll = library.cdll
+        self._handles: dict[tuple[int, ...], int] = {}
+        self._planned: dict[int, NativeAttention] = {}
+        self._cdll.pio_attention_new.argtypes = [
+            *(_POINTER, _INT),
+            *(_INT, _INT, _INT, _INT),
+            _POINTER,
+        ]
+        self._cdll.pio_attention_delete.argtypes = [_POINTER]
+        self._cdll.pio_attention_delete.restype = None
+        self._cdll.pio_attention_plan.argtypes = [_POINTER, _POINTER, _LONG]
+        self._cdll.pio_attention_run.argtypes = [
+            *(_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER)
+        ]
+        for name in ("new", "plan", "run"):
+            getattr(self._cdll, f"pio_attention_{name}").restype = ctypes.c_char_p
+
+    def plan(self, context: ForwardContext) -> NativeAttention:
+        """See ``Kernels.plan_attention``."""
+        return NativeAttention(self, context)
+
+    def run(self, attention: NativeAttention, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        """See ``api.Attention``; the plan is made again where another one came between."""
+        num_tokens, num_heads, head_dim = q_THD.shape
+        num_blocks, _, kv_heads, block_size, _ = kv_N2KSD.shape
+        handle = self._handle(native_dtype(q_THD), num_heads, kv_heads, head_dim, block_size)
+        if self._planned.get(handle) is not attention:
+            self._planned.pop(handle, None)  # a plan that fails leaves none behind
+            batch = attention.batch.struct
+            check(self._cdll.pio_attention_plan(handle, ctypes.byref(batch), num_blocks))
+            self._planned[handle] = attention
+        out_TC = q_THD.new_empty(num_tokens, num_heads * head_dim)
+        check(
+            self._cdll.pio_attention_run(
+                handle,
+                *(q_THD.data_ptr(), num_tokens, q_THD.stride(0)),
+                *(kv_N2KSD.data_ptr(), out_TC.data_ptr()),
+            )
+        )
+        return out_TC
+
+    def _handle(self, *shape: int) -> int:
+        if shape not in self._handles:
+            address = ctypes.c_void_p()
+            check(self._cdll.pio_attention_new(self._team, *shape, ctypes.byref(address)))
+            assert address.value is not None
+            weakref.finalize(self, self._cdll.pio_attention_delete, address.value)
+            self._handles[shape] = address.value
+        return self._handles[shape]
+
+
+class NativeAttention:
+    """One step's attention; see ``api.Attention``."""
+
+    def __init__(self, pool: AttentionPool, context: ForwardContext) -> None:
+        self._pool = pool
+        self._context = context
+        self.batch = NativeBatch(context)
+
+    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        """See ``api.Attention``.
+
+        Raises ``ValueError`` for operands that are not of this step or not of one another, and
+        ``KernelError`` for a block that the cache does not have.
+        """
+        context = self._context
+        if q_THD.shape[0] != context.query_starts[-1] or kv_N2KSD.shape[3] != context.block_size:
+            raise ValueError(
+                f"{q_THD.shape[0]} queries over blocks of {kv_N2KSD.shape[3]} tokens; the step has "
+                f"{context.query_starts[-1]} over blocks of {context.block_size}"
+            )
+        if q_THD.dtype != kv_N2KSD.dtype or q_THD.shape[2] != kv_N2KSD.shape[4]:
+            raise ValueError(
+                f"queries are {q_THD.dtype} with heads of {q_THD.shape[2]}, "
+                f"the cache is {kv_N2KSD.dtype} with heads of {kv_N2KSD.shape[4]}"
+            )
+        if not kv_N2KSD.is_contiguous():
+            raise ValueError(f"the cache has strides {kv_N2KSD.stride()}; no gaps are allowed")
+        if q_THD.stride()[1:] != (q_THD.shape[2], 1):
+            q_THD = q_THD.contiguous()
+        return self._pool.run(self, q_THD, kv_N2KSD)

@@ -1,0 +1,231 @@
+// Scores and weighted values straight from the cache's rows, for any number of query rows.
+//
+// An engine computes blocks of query rows against one part of a head's keys: scores, then, with the
+// weights that softmax made of them, sums of values. This one is for every type and build.
+// Every score is a sum along head_dim in the same lanes and the same order, every output a sum over
+// the keys in order; so a row's result does not depend on the rows beside it.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "attention_plan.h"
+#include "simd.h"
+
+namespace pio {
+
+// The rows of one part of one head's keys; the value of a key lies `value_offset` behind it.
+template <class T>
+struct PartRows {
+  const T* keys[kPartKeys + 64];  // padded with the last key, so that tiles are whole
+  int64_t value_offset;
+  int count;
+};
+
+// How elements of T are multiplied: widened to float32.
+template <class T>
+struct DotStep {
+  using Query = float;
+  using Operand = simd::Floats;
+  static constexpr int kStep = simd::kLanes;
+
+  static PIO_INLINE Operand query(const Query* from) { return simd::load(from); }
+  static PIO_INLINE Operand key(const T* from) { return simd::load(from); }
+  static PIO_INLINE Operand key_part(const T* from, int count) {
+    return simd::load_part(from, count);
+  }
+  static PIO_INLINE simd::Floats add(simd::Floats sum, Operand a, Operand b) {
+    return simd::fma(a, b, sum);
+  }
+};
+
+#ifdef __AVX512BF16__
+// Pairs of bf16 at once.
+template <>
+struct DotStep<bf16> {
+  using Query = bf16;
+  using Operand = __m512bh;
+  static constexpr int kStep = 2 * simd::kLanes;
+
+  static PIO_INLINE Operand query(const Query* from) {
+    return reinterpret_cast<Operand>(_mm512_loadu_si512(from));
+  }
+  static PIO_INLINE Operand key(const bf16* from) { return query(from); }
+  static PIO_INLINE Operand key_part(const bf16* from, int count) {
+    const auto mask = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+    return reinterpret_cast<Operand>(_mm512_maskz_loadu_epi16(mask, from));
+  }
+  static PIO_INLINE simd::Floats add(simd::Floats sum, Operand a, Operand b) {
+    return _mm512_dpbf16_ps(sum, a, b);
+  }
+};
+#endif
+
+template <class T>
+class DotAttention {
+ public:
+  using Query = typename DotStep<T>::Query;
+  using Weight = float;
+  static constexpr int kBlockRows = 32;
+
+  // Engines of every kind get memory of their own for what `prepare` makes; this one makes nothing.
+  static int64_t memory_bytes(int) { return 0; }
+  DotAttention(int head_dim, std::byte*) : head_dim_(head_dim) {}
+
+  // Takes the part that the next calls are about.
+  void prepare(const PartRows<T>& part) { part_ = &part; }
+
+  // scores[r][j] = queries[r] . key j, for j below `visible[r]` at least; `visible` ascends.
+  void scores(const Query* queries, int64_t query_stride, int rows, const int* visible,
+              float* scores, int64_t stride) const {
+    const int count = visible[rows - 1];
+    for (int key = 0; key < count; key += kTileKeys) {
+      prefetch(key + kKeysAhead, 0);
+      for (int row = 0; row < rows; row += kTileRows) {
+        const int tile = std::min(kTileRows, rows - row);
+        if (visible[row + tile - 1] <= key) continue;
+        score_tile(tile, queries + row * query_stride, query_stride, part_->keys + key,
+                   scores + row * stride + key, stride);
+      }
+    }
+  }
+
+  // out[r] = the sum of weights[r][j] * value j over the first `count` keys; rows of `out` are
+  // written in whole vectors.
+  void values(const Weight* weights, int64_t weight_stride, int rows, int count, float* out,
+              int64_t out_stride) const {
+    for (int row = 0; row < rows; row += kTileRows) {
+      const Weight* w = weights + row * weight_stride;
+      float* o = out + row * out_stride;
+      switch (std::min(kTileRows, rows - row)) {
+        case 1: value_rows<1>(w, weight_stride, count, o, out_stride); break;
+        case 2: value_rows<2>(w, weight_stride, count, o, out_stride); break;
+        case 3: value_rows<std::min(3, kTileRows)>(w, weight_stride, count, o, out_stride); break;
+        default: value_rows<kTileRows>(w, weight_stride, count, o, out_stride); break;
+      }
+    }
+  }
+
+ private:
+  // Loops over sums carry a pragma each: sums stay in registers only where all are unrolled.
+  using Step = DotStep<T>;
+  using Floats = simd::Floats;
+  static constexpr int kLanes = simd::kLanes;
+  static constexpr int kTileKeys = 4;
+  // A tile's sums are as many vectors as one has lanes: they are added up all at once.
+  static constexpr int kTileRows = kLanes / kTileKeys;
+  // Rows lie in blocks all over the cache, where the hardware's prefetch does not follow.
+  static constexpr int kKeysAhead = 16;
+
+  void prefetch(int key, int64_t offset) const {
+    const int end = std::min(key + kTileKeys, part_->count);
+    for (; key < end; ++key) {
+      const char* row = reinterpret_cast<const char*>(part_->keys[key] + offset);
+      for (size_t byte = 0; byte < head_dim_ * sizeof(T); byte += 64) {
+        _mm_prefetch(row + byte, _MM_HINT_T0);
+      }
+    }
+  }
+
+  void score_tile(int rows, const Query* queries, int64_t query_stride, const T* const* keys,
+                  float* scores, int64_t stride) const {
+    switch (rows) {
+      case 1: return score_rows<1>(queries, query_stride, keys, scores, stride);
+      case 2: return score_rows<2>(queries, query_stride, keys, scores, stride);
+      case 3: return score_rows<std::min(3, kTileRows)>(queries, query_stride, keys, scores, stride);
+      default: return score_rows<kTileRows>(queries, query_stride, keys, scores, stride);
+    }
+  }
+
+  template <int kRows>
+  void score_rows(const Query* queries, int64_t query_stride, const T* const* keys, float* scores,
+                  int64_t stride) const {
+    Floats sums[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) sums[i] = simd::zeros();
+    const auto add = [&](int i, auto load_key) __attribute__((always_inline)) {
+      typename Step::Operand query[kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) query[r] = Step::query(queries + r * query_stride + i);
+#pragma GCC unroll 4
+      for (int k = 0; k < kTileKeys; ++k) {
+        const typename Step::Operand key = load_key(keys[k] + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+          sums[r * kTileKeys + k] = Step::add(sums[r * kTileKeys + k], query[r], key);
+        }
+      }
+    };
+    int i = 0;
+    for (; i + Step::kStep <= head_dim_; i += Step::kStep) {
+      add(i, [](const T* key) __attribute__((always_inline)) { return Step::key(key); });
+    }
+    if (i < head_dim_) {
+      const int rest = head_dim_ - i;
+      add(i, [rest](const T* key) __attribute__((always_inline)) {
+        return Step::key_part(key, rest);
+      });
+    }
+    const Floats all = simd::sums_of_each(sums);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) _mm_storeu_ps(scores + r * stride, simd::four_lanes(all, r));
+  }
+
+  template <int kRows>
+  void value_rows(const Weight* weights, int64_t weight_stride, int count, float* out,
+                  int64_t out_stride) const {
+    constexpr int kVectors = kLanes == 16 && kRows <= 2 ? 8 : 4;  // as the registers allow
+    int column = 0;
+    for (; column + kVectors * kLanes <= head_dim_; column += kVectors * kLanes) {
+      value_columns<kRows, kVectors>(weights, weight_stride, count, column, out, out_stride,
+                                     [](const T* from) { return simd::load(from); });
+    }
+    for (; column + kLanes <= head_dim_; column += kLanes) {
+      value_columns<kRows, 1>(weights, weight_stride, count, column, out, out_stride,
+                              [](const T* from) { return simd::load(from); });
+    }
+    if (column < head_dim_) {
+      const int rest = head_dim_ - column;
+      value_columns<kRows, 1>(weights, weight_stride, count, column, out, out_stride,
+                              [rest](const T* from) { return simd::load_part(from, rest); });
+    }
+  }
+
+  template <int kRows, int kVectors, class Load>
+  void value_columns(const Weight* weights, int64_t weight_stride, int count, int column,
+                     float* out, int64_t out_stride, Load load) const {
+    Floats sums[kRows][kVectors];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = simd::zeros();
+    }
+    const int64_t offset = part_->value_offset + column;
+    for (int key = 0; key < count; ++key) {
+      if (column == 0 && key % kTileKeys == 0) prefetch(key + kKeysAhead, part_->value_offset);
+      Floats weight[kRows];
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) weight[r] = simd::filled(weights[r * weight_stride + key]);
+      const T* value = part_->keys[key] + offset;
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const Floats element = load(value + v * kLanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sums[r][v] = simd::fma(weight[r], element, sums[r][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        simd::store(out + r * out_stride + column + v * kLanes, sums[r][v]);
+      }
+    }
+  }
+
+  const int head_dim_;
+  const PartRows<T>* part_ = nullptr;
+};
+
+}  // namespace pio

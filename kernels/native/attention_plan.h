@@ -1,0 +1,49 @@
+// How one step's attention is cut into items that workers take.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "types.h"
+
+namespace pio {
+
+// Keys whose softmax is computed at once. Longer contexts are joined from such parts in order,
+// whoever computes them: a result does not depend on how the work is split.
+constexpr int kPartKeys = 512;
+
+// Query heads of one KV head over neighbouring new tokens of one sequence: the rows of one tile,
+// token after token.
+struct AttentionTile {
+  int32_t sequence;
+  int32_t kv_head;
+  int32_t first_row;       // of the step's rows
+  int32_t num_tokens;
+  int32_t of_tokens;       // new ones of the sequence, all its tiles together
+  int32_t first_position;  // in the sequence, of the first token
+  int64_t partial;         // first row of the tile's parts where several items share it, else -1
+
+  int32_t num_keys() const { return first_position + num_tokens; }
+  int32_t num_parts() const { return (num_keys() + kPartKeys - 1) / kPartKeys; }
+};
+
+// Some parts of one tile.
+struct AttentionItem {
+  int32_t tile;
+  int32_t first_part;
+  int32_t end_part;
+  int64_t cost;
+};
+
+// All of a step, the costliest item first. Its vectors keep their memory from step to step.
+struct AttentionPlan {
+  std::vector<AttentionTile> tiles;
+  std::vector<AttentionItem> items;
+  std::vector<int32_t> parts_left;  // of each tile that items share
+  int64_t num_partial_rows = 0;
+
+  // `group` query heads share a KV head; a tile has at most `max_rows` rows, or one token.
+  void make(const Batch& batch, int kv_heads, int group, int max_rows, int num_workers);
+};
+
+}  // namespace pio

@@ -1,0 +1,57 @@
+// Linear layers over packed weights.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "team.h"
+#include "types.h"
+
+namespace pio {
+
+// What becomes of a product. `T` is the element type of the activations.
+template <class T>
+struct Store {  // out = product
+  View<T> out;
+};
+struct StoreFloat {  // out = product, not rounded to the activations' type
+  View<float> out;
+};
+template <class T>
+struct AddTo {  // out = residual + product; the two may be the same memory
+  View<const T> residual;
+  View<T> out;
+};
+struct AddToStream {  // stream += product: the residual stream in float32
+  View<float> stream;
+};
+template <class T>
+struct SwiGLU {  // out = silu(gate product) * (up product), half as many columns as packed rows
+  View<T> out;
+};
+
+// A weight in the layout that this build's instruction set reads; the original is no longer needed.
+template <class T>
+class PackedLinear {
+ public:
+  // `weight` is [out_features, in_features]; `bias`, float32 or null, is added to the product.
+  static std::unique_ptr<PackedLinear> pack(Team& team, View<const T> weight, const float* bias);
+  // Gate and up, [intermediate, in_features] each, interleaved for the SwiGLU epilogue.
+  static std::unique_ptr<PackedLinear> pack_swiglu(Team& team, View<const T> gate,
+                                                   View<const T> up);
+  virtual ~PackedLinear() = default;
+
+  virtual int64_t in_features() const = 0;
+  virtual int64_t out_features() const = 0;  // of a SwiGLU: of its result
+  virtual int64_t num_bytes() const = 0;     // of the packed weight
+
+  // Each computes x @ weight.T for all rows of x, in tiles taken from the worker's counter. The
+  // sum of one output element runs in the same order for any number of rows and workers.
+  virtual void run(Worker& worker, View<const T> x, Store<T> to) const = 0;
+  virtual void run(Worker& worker, View<const T> x, StoreFloat to) const = 0;
+  virtual void run(Worker& worker, View<const T> x, AddTo<T> to) const = 0;
+  virtual void run(Worker& worker, View<const T> x, AddToStream to) const = 0;
+  virtual void run(Worker& worker, View<const T> x, SwiGLU<T> to) const = 0;
+};
+
+}  // namespace pio

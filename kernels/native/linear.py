@@ -1,0 +1,171 @@
+"""Packed linears of a native library, for torch tensors.
+
+A result does not depend on the other rows of a call, their number or the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from .library import Library, check
+
+DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1}
+"""Numbers of ``DType`` in types.h."""
+
+
+class Matrix(ctypes.Structure):
+    """``Matrix`` of linear_api.cpp: rows of contiguous elements, ``stride`` elements apart."""
+
+    _fields_ = (
+        ("data", c_void_p),
+        ("rows", c_int64),
+        ("cols", c_int64),
+        ("stride", c_int64),
+    )
+
+
+class _Packed:
+    """A packed weight and the functions that read it; freed with the object."""
+
+    handle: int
+    """Address of the ``PackedLinear``, valid as long as this object lives."""
+
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+
+    def __init__(self, library: Library, team: int, weight: Tensor) -> None:
+        _declare(library)
+        if weight.dtype not in DTYPES:
+            raise ValueError(f"native linears compute in float32 or bfloat16, not {weight.dtype}")
+        self._cdll = library.cdll
+        self._team = team
+        self._dtype = DTYPES[weight.dtype]
+        self.dtype = weight.dtype
+        self.out_features, self.in_features = weight.shape
+
+    def _keep(self, handle: c_void_p) -> None:
+        assert handle.value is not None
+        self.handle = handle.value
+        weakref.finalize(self, self._cdll.pio_linear_free, self._dtype, self.handle)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the packed weight."""
+        size = c_int64()
+        check(self._cdll.pio_linear_num_bytes(self._dtype, self.handle, byref(size)))
+        return size.value
+
+    def _input(self, x_TC: Tensor) -> Tensor:
+        if x_TC.dtype != self.dtype:
+            raise ValueError(f"x is {x_TC.dtype}, the weight {self.dtype}")
+        return _rows(x_TC)
+
+    def _empty(self, x_TC: Tensor, dtype: torch.dtype) -> Tensor:
+        return x_TC.new_empty((x_TC.shape[0], self.out_features), dtype=dtype)
+
+
+class NativeLinear(_Packed):
+    """``PackedLinear`` of kernels/api.py."""
+
+    def __init__(
+        self, library: Library, team: int, weight: Tensor, bias: Tensor | None = None
+    ) -> None:
+        super().__init__(library, team, weight)
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"a bias of shape {tuple(bias.shape)} does not fit {weight.shape[0]} outputs"
+            )
+        bias = None if bias is None else bias.float().contiguous()
+        weight, handle = _rows(weight), c_void_p()
+        address = None if bias is None else bias.data_ptr()
+        check(self._cdll.pio_linear_pack(team, self._dtype, matrix(weight), address, byref(handle)))
+        self._keep(handle)
+
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
+        """``x @ weight.T + bias``, plus ``residual``; summed in float32 and rounded once."""
+        x_TC = self._input(x_TC)
+        out_TC = self._empty(x_TC, self.dtype)
+        call = self._team, self._dtype, self.handle, matrix(x_TC)
+        if residual_TC is None:
+            check(self._cdll.pio_linear_store(*call, matrix(out_TC)))
+            return out_TC
+        if residual_TC.dtype != self.dtype:
+            raise ValueError(f"the residual is {residual_TC.dtype}, not x's dtype {self.dtype}")
+        residual_TC = _rows(residual_TC)
+        check(self._cdll.pio_linear_add(*call, matrix(residual_TC), matrix(out_TC)))
+        return out_TC
+
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """``x @ weight.T + bias``, not rounded to the dtype of ``x``."""
+        x_TC = self._input(x_TC)
+        out_TC = self._empty(x_TC, torch.float32)
+        call = self._team, self._dtype, self.handle, matrix(x_TC)
+        check(self._cdll.pio_linear_store_float(*call, matrix(out_TC)))
+        return out_TC
+
+    def add_to_stream(self, x_TC: Tensor, stream_TC: Tensor) -> None:
+        """``stream += x @ weight.T + bias``, in place; ``stream`` is float32."""
+        if stream_TC.dtype != torch.float32 or stream_TC.stride(-1) != 1:
+            raise ValueError("the stream is float32 with contiguous rows")
+        x_TC = self._input(x_TC)
+        call = self._team, self._dtype, self.handle, matrix(x_TC)
+        check(self._cdll.pio_linear_add_to_stream(*call, matrix(stream_TC)))
+
+
+class NativeSwiGLU(_Packed):
+    """``PackedSwiGLU`` of kernels/api.py."""
+
+    def __init__(self, library: Library, team: int, gate: Tensor, up: Tensor) -> None:
+        super().__init__(library, team, gate)
+        if gate.shape != up.shape or gate.dtype != up.dtype:
+            raise ValueError(
+                f"gate is {tuple(gate.shape)} {gate.dtype}, up {tuple(up.shape)} {up.dtype}; "
+                "they have one shape and dtype"
+            )
+        gate, up, handle = _rows(gate), _rows(up), c_void_p()
+        check(
+            self._cdll.pio_linear_pack_swiglu(
+                team, self._dtype, matrix(gate), matrix(up), byref(handle)
+            )
+        )
+        self._keep(handle)
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        """``silu(x @ gate.T) * (x @ up.T)``, in float32 and rounded once."""
+        x_TC = self._input(x_TC)
+        out_TC = self._empty(x_TC, self.dtype)
+        call = self._team, self._dtype, self.handle, matrix(x_TC)
+        check(self._cdll.pio_linear_swiglu(*call, matrix(out_TC)))
+        return out_TC
+
+
+def matrix(x_TC: Tensor) -> Matrix:
+    """The address and shape of a tensor with contiguous rows; the tensor must outlive it."""
+    rows, cols = x_TC.shape
+    return Matrix(x_TC.data_ptr(), rows, cols, x_TC.stride(0))
+
+
+def _rows(x_TC: Tensor) -> Tensor:
+    return x_TC if x_TC.stride(-1) == 1 else x_TC.contiguous()
+
+
+def _declare(library: Library) -> None:
+    """The functions' signatures; doing it again changes nothing."""
+    cdll = library.cdll
+    view, packed = ctypes.POINTER(Matrix), (c_int32, c_void_p)
+    cdll.pio_linear_pack.argtypes = [c_void_p, c_int32, view, c_void_p, c_void_p]
+    cdll.pio_linear_pack_swiglu.argtypes = [c_void_p, c_int32, view, view, c_void_p]
+    cdll.pio_linear_free.argtypes = [*packed]
+    cdll.pio_linear_num_bytes.argtypes = [*packed, c_void_p]
+    cdll.pio_linear_add.argtypes = [c_void_p, *packed, view, view, view]
+    for name in ("store", "store_float", "add_to_stream", "swiglu"):
+        getattr(cdll, f"pio_linear_{name}").argtypes = [c_void_p, *packed, view, view]
+    names = ("pack", "pack_swiglu", "free", "num_bytes", "add")
+    for name in (*names, "store", "store_float", "add_to_stream", "swiglu"):
+        getattr(cdll, f"pio_linear_{name}").restype = c_char_p

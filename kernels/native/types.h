@@ -1,0 +1,81 @@
+// Element types and the views that kernels take; nothing here allocates.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace pio {
+
+enum class DType : int32_t { f32 = 0, bf16 = 1 };
+
+// The upper half of a float32.
+struct bf16 {
+  uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(bf16 x) {
+  const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+template <class T>
+T from_float(float x);
+
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+
+// Rounds to nearest, ties to even, as torch does; a NaN stays one.
+template <>
+inline bf16 from_float<bf16>(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
+  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// A matrix of `rows` rows, `stride` elements apart.
+template <class T>
+struct View {
+  T* data;
+  int64_t rows;
+  int64_t cols;
+  int64_t stride;
+
+  T* row(int64_t i) const { return data + i * stride; }
+};
+
+// One step's sequences, one after the other along the rows of every activation.
+struct Batch {
+  int32_t num_sequences;
+  const int32_t* query_starts;   // num_sequences + 1 prefix sums of new tokens
+  const int32_t* seq_lens;       // length of each sequence behind this step
+  const int32_t* block_tables;   // block ids, table after table
+  const int64_t* table_starts;   // num_sequences + 1 prefix sums into block_tables
+};
+
+// One layer of the paged cache, kv_N2KSD (see kernels/api.py).
+template <class T>
+struct KVLayer {
+  T* data;
+  int32_t kv_heads;
+  int32_t block_size;
+  int32_t head_dim;
+
+  // Keys of one head in one block: [block_size, head_dim].
+  T* keys(int64_t block, int64_t head) const { return at(block * 2, head); }
+  // Values likewise.
+  T* values(int64_t block, int64_t head) const { return at(block * 2 + 1, head); }
+
+ private:
+  T* at(int64_t row, int64_t head) const {
+    return data + (row * kv_heads + head) * int64_t{block_size} * head_dim;
+  }
+};
+
+}  // namespace pio
