@@ -87,8 +87,9 @@ class BuildKernels(build_ext):
         if not self.force and _is_newer(compiled, SOURCES if has_digest else []):
             return compiled
         compiled.parent.mkdir(parents=True, exist_ok=True)
-        names = [f'-DPIO_INSTRUCTION_SET="{known.name}"', f'-DPIO_SOURCES="{DIGEST}"']
-        flags = [*FLAGS, *known.compiler_flags, *_more_flags(), *(names if has_digest else [])]
+        flags = [*FLAGS, *known.compiler_flags, *_more_flags()]
+        if has_digest:
+            flags.append(f'-DPIO_SOURCES="{DIGEST}"')
         _run([*compiler, *flags, "-c", str(source), "-o", str(compiled)])
         return compiled
 

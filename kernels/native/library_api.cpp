@@ -11,8 +11,8 @@
 #include "api.h"
 #include "team.h"
 
-// Set by the build: the name of the instruction set, and the digest of the sources.
-#if !defined(PIO_INSTRUCTION_SET) || !defined(PIO_SOURCES)
+// The digest of the sources, set by the build.
+#ifndef PIO_SOURCES
 #error "build with setup.py"
 #endif
 
@@ -45,8 +45,6 @@ void prepare() {}
 
 // The version of this C interface; library.py knows the one that it speaks.
 PIO_API int pio_abi() { return 1; }
-
-PIO_API const char* pio_instruction_set() { return PIO_INSTRUCTION_SET; }
 
 PIO_API const char* pio_sources() { return PIO_SOURCES; }
 
