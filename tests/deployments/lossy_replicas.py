@@ -110,8 +110,13 @@ class Cluster:
 
 @asynccontextmanager
 async def cluster(names: Sequence[str] = NAMES, **options: Any) -> AsyncIterator[Cluster]:
-    """Engines that must end with nothing in them; one taken out of ``services`` is let be."""
-    config = load_config({"engine": {**ENGINE, **options}, "api": {"max_prompts": 1}}).engine
+    """Engines that must end with nothing in them; one taken out of ``services`` is let be.
+
+    In float32, where a token is the same whether its predecessors were decoded or, after a move,
+    prefilled.
+    """
+    engine = {**ENGINE, "dtype": "float32", **options}
+    config = load_config({"engine": engine, "api": {"max_prompts": 1}}).engine
     engines = {name: Engine(config) for name in names}
     checkpoint = str(resolve_model("embedded"))
     services = {name: EngineService(engine, name, checkpoint) for name, engine in engines.items()}
