@@ -36,7 +36,7 @@ def catalog() -> dict[str, PeerSpec]:
     """Every system by name, ours first."""
     torch = torch_requirement()
     specs = (
-        PeerSpec("inference-pio", "own_peer.py", ("float32", "bfloat16")),
+        PeerSpec("inference-pio", "own_peer.py", PRECISIONS),
         PeerSpec("transformers", "transformers_peer.py", ("float32", "bfloat16")),
         PeerSpec(
             "llama.cpp",

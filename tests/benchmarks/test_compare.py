@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -118,6 +119,31 @@ def test_who_waits_is_stopped_and_who_dies_says_so(own: PeerProcess) -> None:
     with pytest.raises(PeerUnavailableError, match="ended"):
         own.prefill_rate(16)
     assert not own.is_alive
+
+
+def test_systems_end_with_the_process_that_measures(embedded_dir: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from inference_pio.benchmarks.compare.catalog import catalog\n"
+        "from inference_pio.benchmarks.compare.process import PeerProcess\n"
+        "folder, checkpoint = map(Path, sys.argv[1:])\n"
+        "spec = catalog()['inference-pio']\n"
+        "system = PeerProcess(spec, checkpoint, 'bfloat16', 1, folder)\n"
+        "system.start(lambda _: None)\n"
+        "print(system._process.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "own", embedded_dir],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as measuring:
+        assert measuring.stdout is not None
+        child = psutil.Process(int(measuring.stdout.readline()))
+        assert becomes(child, psutil.STATUS_STOPPED)
+        measuring.kill()
+    gone, _ = psutil.wait_procs([child], timeout=10)
+    assert gone == [child]
 
 
 @pytest.mark.slow

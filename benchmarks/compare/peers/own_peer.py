@@ -16,13 +16,17 @@ class Peer:
     """A loaded engine."""
 
     def __init__(self, checkpoint: str, precision: str, folder: str, threads: int) -> None:
-        config = EngineConfig(
-            model=checkpoint,
-            dtype=precision,
-            num_threads=threads,
-            kv_cache_bytes=KV_BYTES,
-            max_num_seqs=32,
-            prefix_caching=False,
+        quantized = precision in ("int8", "int4")
+        config = EngineConfig.model_validate(
+            {
+                "model": checkpoint,
+                "dtype": "bfloat16" if quantized else precision,
+                "quantization": precision if quantized else "none",
+                "num_threads": threads,
+                "kv_cache_bytes": KV_BYTES,
+                "max_num_seqs": 32,
+                "prefix_caching": False,
+            }
         )
         self.version = importlib.metadata.version("inference-pio")
         self._engine = OwnEngine(config)

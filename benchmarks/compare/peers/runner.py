@@ -9,10 +9,12 @@ library and the peer's own packages only.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
 import runpy
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -26,6 +28,7 @@ def main() -> None:
     if action == "prepare":
         names["prepare"](checkpoint, precision, folder)
         return
+    end_with_parent()
     peer = names["Peer"](checkpoint, precision, folder, int(sys.argv[6]))
     say(answers, version=peer.version)
     actions: dict[str, Callable[..., Any]] = {
@@ -36,6 +39,14 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         say(answers, value=actions[request["action"]](*request["arguments"]))
+
+
+def end_with_parent() -> None:
+    """Have the kernel end this process with the one that asks: while stopped it sees no end of
+    its input."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def own_stdout() -> TextIO:
