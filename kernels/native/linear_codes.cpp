@@ -27,10 +27,11 @@ GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
   };
 }
 
-// The place of a column's two codes in a block: as their elements lie in panels of T.
+// Where the code of an input lies in a block.
 template <class T>
-int64_t place(int64_t column, int64_t input) {
-  return sizeof(T) == 4 ? input * kPanelColumns + column : column * 2 + input;
+int64_t place(const GroupLayout& group, int64_t column, int64_t input) {
+  if (sizeof(T) == 4) return input * kPanelColumns + column;
+  return group.scale_bytes == 0 ? column / 16 * 32 + input * 16 + column % 16 : column * 2 + input;
 }
 
 // Puts a code of 4 bits where it belongs in a block of zeros.
@@ -70,11 +71,11 @@ class ColumnPacker {
       const bool has_second = b * kBlockInputs + 1 < weight_.cols;
       if (weight_.table != nullptr) {
         const int pair = static_cast<int>(codes[b]);
-        put_nibble(block, place<T>(column_, 0), pair & 15);
-        if (has_second) put_nibble(block, place<T>(column_, 1), pair >> 4);
+        put_nibble(block, place<T>(group, column_, 0), pair & 15);
+        if (has_second) put_nibble(block, place<T>(group, column_, 1), pair >> 4);
       } else {
-        block[place<T>(column_, 0)] = codes[b * 2];
-        if (has_second) block[place<T>(column_, 1)] = codes[b * 2 + 1];
+        block[place<T>(group, column_, 0)] = codes[b * 2];
+        if (has_second) block[place<T>(group, column_, 1)] = codes[b * 2 + 1];
       }
     }
   }
@@ -157,6 +158,15 @@ const std::byte* CodePanels<T>::steps_at(int64_t panel, int64_t step, int64_t st
     block += count;
   }
   return reinterpret_cast<const std::byte*>(chunk);
+}
+
+template <class T>
+Prefetch CodePanels<T>::ahead(int64_t panel, int64_t step, int64_t steps) const {
+  if (group.scale_bytes != 0) return {};
+  constexpr int64_t kCodesOfStep = kStepBytes / sizeof(T);
+  const std::byte* next = data.data() + panel * panel_bytes() + (step + steps) * kCodesOfStep;
+  const int64_t half = steps * kCodesOfStep / 2;
+  return {next + half, half / kStepBytes};
 }
 
 template struct CodePanels<float>;

@@ -6,7 +6,8 @@
 //   group:  64 scales | 64 zero points | block 0 | block 1 | ...
 //   block:  the codes of 2 k: 128, in the order that their elements have in the dense panel
 //
-// 8-bit codes lie one after the other. 4-bit codes lie so that one vector of 32-bit lanes becomes
+// 8-bit codes lie one after the other; where the panel becomes bf16 and they have no scales, their
+// pairs are apart: 16 columns' codes of the first k, then those of the second. 4-bit codes lie so that one vector of 32-bit lanes becomes
 // eight vectors of numbers: bits 4 * j to 4 * j + 3 of lane l are code 16 * j + l of the block.
 //
 // The dense tiles read it, a chunk of steps at a time, in a dense panel's layout: from memory come
@@ -20,6 +21,7 @@
 #include "huge_buffer.h"
 #include "linear.h"
 #include "linear_panels.h"
+#include "linear_tiles.h"
 
 namespace pio {
 
@@ -56,6 +58,11 @@ struct CodePanels {
   // `steps` steps of a panel in the dense layout, in memory of this thread until the next call.
   // `step` is even.
   const std::byte* steps_at(int64_t panel, int64_t step, int64_t steps) const;
+
+  // What tiles fetch while they read these steps. Plain bytes are widened faster than the memory
+  // gives them: the tiles' time is needed too, and they fetch the second half of the next steps. Behind the
+  // last panel that fetches nothing that is read, which is harmless.
+  Prefetch ahead(int64_t panel, int64_t step, int64_t steps) const;
 };
 
 // Packs with all workers of the team. The columns of a panel are shared out evenly among `weights`:

@@ -104,7 +104,7 @@ class LinearRun {
       const int64_t begin = step + Tiles<T>::kStreamSteps;
       return {weight_.at(panel, begin), std::clamp<int64_t>(weight_.shape.steps - begin, 0, steps)};
     } else {
-      return {};  // the chunk was made just now and lies in the cache
+      return weight_.ahead(panel, step, steps);
     }
   }
 

@@ -7,19 +7,39 @@
 namespace pio {
 
 // How far ahead codes are fetched from memory.
-constexpr int64_t kCodesAhead = 2048;
+constexpr int64_t kCodesAhead = 4096;
 
-// The readers of a block call take(i, codes i, i + 1, ... as float32) for each vector of codes.
+// The readers of a block call take(i, a, b) for each two vectors of numbers, the codes from i on.
 class ByteCodes {
  public:
-  explicit ByteCodes(const float*) {}
-
   template <class Take>
   PIO_INLINE void read(const std::byte* block, Take take) const {
     __builtin_prefetch(block + kCodesAhead);
     __builtin_prefetch(block + kCodesAhead + 64);
-#pragma GCC unroll 16
-    for (int i = 0; i < kBlockCodes; i += simd::kLanes) take(i, simd::load_int8(block + i));
+    each(block, take);
+  }
+
+  // Codes that stand for themselves.
+  PIO_INLINE void widen(const std::byte* block, float* out) const {
+    each(block, [&](int i, simd::Floats a, simd::Floats b) __attribute__((always_inline)) {
+      simd::store_both(out + i, a, b);
+    });
+  }
+  PIO_INLINE void widen(const std::byte* block, bf16* out) const {
+#pragma GCC unroll 8
+    for (int i = 0; i < kPanelColumns; i += simd::kLanes) {
+      const std::byte* first = block + i / 16 * 32 + i % 16;
+      simd::store_exact_pairs(out + 2 * i, simd::load_int8(first), simd::load_int8(first + 16));
+    }
+  }
+
+ private:
+  template <class Take>
+  static PIO_INLINE void each(const std::byte* block, Take take) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kBlockCodes; i += 2 * simd::kLanes) {
+      take(i, simd::load_int8(block + i), simd::load_int8(block + i + simd::kLanes));
+    }
   }
 };
 
@@ -30,13 +50,21 @@ class NibbleCodes {
   template <class Take>
   PIO_INLINE void read(const std::byte* block, Take take) const {
     __builtin_prefetch(block + kCodesAhead);
-#pragma GCC unroll 2
-    for (int lane = 0; lane < 16; lane += simd::kLanes) {
-      simd::Words words = simd::load_words(block + lane * 4);
+    simd::Words words = simd::load_words(block);
+    if constexpr (simd::kLanes == 16) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kBlockCodes; i += 32) {
+        const simd::Words next = simd::without_lowest_code(words);
+        take(i, table_.at(words), table_.at(next));
+        words = simd::without_lowest_code(next);
+      }
+    } else {
+      simd::Words upper = simd::load_words(block + 32);
 #pragma GCC unroll 8
-      for (int field = 0; field < 8; ++field) {
-        take(field * 16 + lane, table_.at(words));
+      for (int i = 0; i < kBlockCodes; i += 16) {
+        take(i, table_.at(words), table_.at(upper));
         words = simd::without_lowest_code(words);
+        upper = simd::without_lowest_code(upper);
       }
     }
   }
@@ -75,19 +103,17 @@ BlockTerms<T> scales_of(const GroupLayout& layout, const std::byte* group) {
 }
 
 template <class T, class Codes>
-void widen_codes(const GroupLayout& layout, const float* table, const std::byte* group,
-                 int64_t first, int64_t count, T* out) {
-  const Codes codes(table);
+void widen_scaled(const GroupLayout& layout, const Codes codes, const std::byte* group,
+                  int64_t first, int64_t count, T* out) {
   const std::byte* block = group + layout.codes_at() + first * layout.block_bytes;
   // One loop for each kind of group: a test in it would cost as much as the rest.
   const auto for_blocks = [&](auto finished) __attribute__((always_inline)) {
     for (int64_t b = 0; b < count; ++b, block += layout.block_bytes, out += kBlockCodes) {
-      codes.read(block, [&](int i, simd::Floats x) __attribute__((always_inline)) {
-        simd::store(out + i, finished(i, x));
+      codes.read(block, [&](int i, simd::Floats x, simd::Floats y) __attribute__((always_inline)) {
+        simd::store_both(out + i, finished(i, x), finished(i + simd::kLanes, y));
       });
     }
   };
-  if (layout.scale_bytes == 0) return for_blocks([](int, simd::Floats x) { return x; });
   const BlockTerms<T> scales = scales_of<T>(layout, group);
   if (layout.zero_bytes == 0) {
     return for_blocks([&](int i, simd::Floats x) { return x * simd::load(scales.values + i); });
@@ -103,10 +129,17 @@ void widen_codes(const GroupLayout& layout, const float* table, const std::byte*
 template <class T>
 void widen(const GroupLayout& layout, const float* table, const std::byte* group, int64_t first,
            int64_t count, T* out) {
-  if (layout.block_bytes == kBlockCodes) {
-    widen_codes<T, ByteCodes>(layout, table, group, first, count, out);
+  if (layout.block_bytes != kBlockCodes) {
+    widen_scaled(layout, NibbleCodes(table), group, first, count, out);
+  } else if (layout.scale_bytes != 0) {
+    widen_scaled(layout, ByteCodes(), group, first, count, out);
   } else {
-    widen_codes<T, NibbleCodes>(layout, table, group, first, count, out);
+    const std::byte* block = group + first * kBlockCodes;
+    const std::byte* behind = block + count * kBlockCodes;  // half of it: see `CodePanels::ahead`
+    for (int64_t b = 0; b < count; ++b) {
+      __builtin_prefetch(behind + b * kBlockCodes / 2);
+      ByteCodes().widen(block + b * kBlockCodes, out + b * kBlockCodes);
+    }
   }
 }
 

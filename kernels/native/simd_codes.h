@@ -7,7 +7,27 @@
 
 namespace pio::simd {
 
+// Two vectors, one behind the other.
+PIO_INLINE void store_both(float* to, Floats first, Floats second) {
+  store(to, first);
+  store(to + kLanes, second);
+}
+PIO_INLINE void store_both(bf16* to, Floats first, Floats second) {
+#ifdef __AVX512BF16__
+  _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+#else
+  store(to, first);
+  store(to + kLanes, second);
+#endif
+}
+
 #ifdef __AVX512F__
+
+// Lane after lane, `even` before `odd`; both are numbers that bf16 holds exactly.
+PIO_INLINE void store_exact_pairs(bf16* to, Floats even, Floats odd) {
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(even), 16);
+  _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_castps_si512(odd)));
+}
 
 // One code a byte, signed.
 PIO_INLINE Floats load_int8(const std::byte* from) {
@@ -41,6 +61,12 @@ PIO_INLINE void store_doubled(float* to, Floats x) {
 }
 
 #else
+
+PIO_INLINE void store_exact_pairs(bf16* to, Floats even, Floats odd) {
+  const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even), 16);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm256_or_si256(low, _mm256_castps_si256(odd)));
+}
 
 PIO_INLINE Floats load_int8(const std::byte* from) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));

@@ -105,13 +105,11 @@ def has_row_scales(weight: QuantizedWeight) -> bool:
 KINDS: tuple[tuple[CodeFormat, int, bool, torch.dtype], ...] = (
     ("int4", 32, False, torch.float16),
     ("int4", 64, True, torch.float16),
-    ("int4", 128, True, torch.float32),
     ("int4", 10**6, False, torch.bfloat16),
     ("int4", 6, True, torch.float16),
     ("nf4", 64, False, torch.float32),
     ("int8", 32, False, torch.float16),
     ("int8", 128, True, torch.float32),
-    ("int8", 10**6, True, torch.float32),
 )
 
 
@@ -129,9 +127,10 @@ def test_in_groups_equals_the_dequantized_weight(
         team = library.team(2)
         packed = QuantizedLinear(library, team, weight, bias, dtype)
         dense = NativeLinear(library, team, weight.dequantize(dtype), bias)
+        x = random(max(ROWS), shape[1], dtype, 2)
+        expected = dense.in_float32(x)
         for rows in ROWS:
-            x = random(rows, shape[1], dtype, rows)
-            assert torch.equal(packed.in_float32(x), dense.in_float32(x)), (shape, rows)
+            assert torch.equal(packed.in_float32(x[:rows]), expected[:rows]), (shape, rows)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
