@@ -12,7 +12,8 @@ from .context import ForwardContext
 from .native.attention import AttentionPool, NativeAttention
 from .native.forward import NativeStack
 from .native.library import Library
-from .native.linear import NativeLinear, NativeSwiGLU
+from .native.linear import NativeLinear, NativeSwiGLU, Packed
+from .native.linear_quantized import QuantizedLinear, QuantizedSwiGLU, are_alike, is_kept
 from .native.rows import qk_norm_rope_write, rms_norm
 from .quantized import QuantizedWeight
 from .torch_quantized import pack, pack_swiglu
@@ -41,14 +42,22 @@ class NativeKernels:
     def pack_quantized(
         self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear | None:
-        """See ``Kernels.pack_quantized``; computed by torch."""
-        return pack(weight, bias, dtype)
+        """See ``Kernels.pack_quantized``; activations in int8 are multiplied by torch."""
+        if weight.int8_activations:
+            return pack(weight, bias, dtype)
+        if not is_kept(weight):
+            return None
+        return QuantizedLinear(self._library, self._team, weight, bias, dtype)
 
     def pack_quantized_swiglu(
         self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
     ) -> PackedSwiGLU | None:
-        """See ``Kernels.pack_quantized_swiglu``; computed by torch."""
-        return pack_swiglu(gate, up, dtype)
+        """See ``Kernels.pack_quantized_swiglu``; activations in int8 are multiplied by torch."""
+        if gate.int8_activations or up.int8_activations:
+            return pack_swiglu(gate, up, dtype)
+        if not is_kept(gate) or not are_alike(gate, up):
+            return None
+        return QuantizedSwiGLU(self._library, self._team, gate, up, dtype)
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``."""
@@ -84,6 +93,6 @@ class NativeKernels:
     def stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack | None:
         """See ``Kernels.stack``."""
         packed = (p for y in layers for p in (y.qkv, y.attention_out, y.gate_up, y.down))
-        if not layers or not all(isinstance(p, NativeLinear | NativeSwiGLU) for p in packed):
+        if not layers or not all(isinstance(p, Packed) for p in packed):
             return None
         return NativeStack(self._library, self._team, layers, eps)

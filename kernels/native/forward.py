@@ -14,7 +14,7 @@ from ..context import ForwardContext
 from .batch import BatchStruct, NativeBatch
 from .dtypes import native_dtype
 from .library import Library, check
-from .linear import NativeLinear, NativeSwiGLU
+from .linear import AnyLinear, AnySwiGLU, Packed
 
 
 class _Shape(ctypes.Structure):
@@ -119,8 +119,8 @@ class NativeStack:
 
 def _shape(layer: DecoderLayer, eps: float) -> _Shape:
     """What the weights of a layer say about the whole stack."""
-    assert isinstance(layer.qkv, NativeLinear)
-    assert isinstance(layer.gate_up, NativeSwiGLU)
+    assert isinstance(layer.qkv, AnyLinear)
+    assert isinstance(layer.gate_up, AnySwiGLU)
     qk_heads, head_dim = layer.qk_norm_AD.shape
     kv_heads = layer.qkv.out_features // head_dim - qk_heads
     return _Shape(
@@ -169,7 +169,7 @@ def _addresses(layer: DecoderLayer, shape: _Shape) -> list[int]:
 
 
 def _handle(packed: object) -> int:
-    assert isinstance(packed, NativeLinear | NativeSwiGLU), "packed by these kernels"
+    assert isinstance(packed, Packed), "packed by these kernels"
     return packed.handle
 
 

@@ -1,6 +1,7 @@
 // Linear layers over packed weights.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 
@@ -30,6 +31,22 @@ struct SwiGLU {  // out = silu(gate product) * (up product), half as many column
   View<T> out;
 };
 
+// A quantized weight as a file has it: weight = (code - zero) * scale. Rows are cut into groups of
+// `group_inputs` columns, the last one may be shorter; each has a scale and perhaps a zero point.
+struct QuantizedView {
+  int64_t rows;
+  int64_t cols;
+  const std::byte* codes;  // of a row: a byte each, or two in a byte, the even column's in its low half
+  int64_t row_bytes;
+  const float* table;      // the 16 values that 4-bit codes number; null for signed bytes
+  const void* scales;      // [rows, groups], contiguous
+  const int8_t* zeros;     // as the scales, or null
+  int64_t group_inputs;    // even, or at least `cols`
+  int32_t has_half_scales;  // float16 instead of float32
+
+  int64_t groups() const { return (cols + group_inputs - 1) / group_inputs; }
+};
+
 // A weight in the layout that this build's instruction set reads; the original is no longer needed.
 template <class T>
 class PackedLinear {
@@ -39,6 +56,11 @@ class PackedLinear {
   // Gate and up, [intermediate, in_features] each, interleaved for the SwiGLU epilogue.
   static std::unique_ptr<PackedLinear> pack_swiglu(Team& team, View<const T> gate,
                                                    View<const T> up);
+  // Weights that stay quantized in memory; gate and up are quantized alike.
+  static std::unique_ptr<PackedLinear> pack(Team& team, const QuantizedView& weight,
+                                            const float* bias);
+  static std::unique_ptr<PackedLinear> pack_swiglu(Team& team, const QuantizedView& gate,
+                                                   const QuantizedView& up);
   virtual ~PackedLinear() = default;
 
   virtual int64_t in_features() const = 0;

@@ -29,7 +29,7 @@ class Matrix(ctypes.Structure):
     )
 
 
-class _Packed:
+class Packed:
     """A packed weight and the functions that read it; freed with the object."""
 
     handle: int
@@ -39,15 +39,17 @@ class _Packed:
     out_features: int
     dtype: torch.dtype
 
-    def __init__(self, library: Library, team: int, weight: Tensor) -> None:
+    def __init__(
+        self, library: Library, team: int, shape: tuple[int, int], dtype: torch.dtype
+    ) -> None:
         _declare(library)
-        if weight.dtype not in DTYPES:
-            raise ValueError(f"native linears compute in float32 or bfloat16, not {weight.dtype}")
+        if dtype not in DTYPES:
+            raise ValueError(f"native linears compute in float32 or bfloat16, not {dtype}")
         self._cdll = library.cdll
         self._team = team
-        self._dtype = DTYPES[weight.dtype]
-        self.dtype = weight.dtype
-        self.out_features, self.in_features = weight.shape
+        self._dtype = DTYPES[dtype]
+        self.dtype = dtype
+        self.out_features, self.in_features = shape
 
     def _keep(self, handle: c_void_p) -> None:
         assert handle.value is not None
@@ -70,22 +72,17 @@ class _Packed:
         return x_TC.new_empty((x_TC.shape[0], self.out_features), dtype=dtype)
 
 
-class NativeLinear(_Packed):
-    """``PackedLinear`` of kernels/api.py."""
+class AnyLinear(Packed):
+    """``PackedLinear`` of kernels/api.py, whatever its weight is kept as."""
 
-    def __init__(
-        self, library: Library, team: int, weight: Tensor, bias: Tensor | None = None
-    ) -> None:
-        super().__init__(library, team, weight)
-        if bias is not None and bias.shape != weight.shape[:1]:
+    def _float32_bias(self, bias: Tensor | None) -> Tensor | None:
+        if bias is None:
+            return None
+        if bias.shape != (self.out_features,):
             raise ValueError(
-                f"a bias of shape {tuple(bias.shape)} does not fit {weight.shape[0]} outputs"
+                f"a bias of shape {tuple(bias.shape)} does not fit {self.out_features} outputs"
             )
-        bias = None if bias is None else bias.float().contiguous()
-        weight, handle = _rows(weight), c_void_p()
-        address = None if bias is None else bias.data_ptr()
-        check(self._cdll.pio_linear_pack(team, self._dtype, matrix(weight), address, byref(handle)))
-        self._keep(handle)
+        return bias.float().contiguous()
 
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         """``x @ weight.T + bias``, plus ``residual``; summed in float32 and rounded once."""
@@ -118,11 +115,37 @@ class NativeLinear(_Packed):
         check(self._cdll.pio_linear_add_to_stream(*call, matrix(stream_TC)))
 
 
-class NativeSwiGLU(_Packed):
-    """``PackedSwiGLU`` of kernels/api.py."""
+class AnySwiGLU(Packed):
+    """``PackedSwiGLU`` of kernels/api.py, whatever its weights are kept as."""
+
+    def __call__(self, x_TC: Tensor) -> Tensor:
+        """``silu(x @ gate.T) * (x @ up.T)``, in float32 and rounded once."""
+        x_TC = self._input(x_TC)
+        out_TC = self._empty(x_TC, self.dtype)
+        call = self._team, self._dtype, self.handle, matrix(x_TC)
+        check(self._cdll.pio_linear_swiglu(*call, matrix(out_TC)))
+        return out_TC
+
+
+class NativeLinear(AnyLinear):
+    """A weight in the activations' dtype."""
+
+    def __init__(
+        self, library: Library, team: int, weight: Tensor, bias: Tensor | None = None
+    ) -> None:
+        super().__init__(library, team, _shape(weight), weight.dtype)
+        bias = self._float32_bias(bias)
+        weight, handle = _rows(weight), c_void_p()
+        address = None if bias is None else bias.data_ptr()
+        check(self._cdll.pio_linear_pack(team, self._dtype, matrix(weight), address, byref(handle)))
+        self._keep(handle)
+
+
+class NativeSwiGLU(AnySwiGLU):
+    """Gate and up in the activations' dtype."""
 
     def __init__(self, library: Library, team: int, gate: Tensor, up: Tensor) -> None:
-        super().__init__(library, team, gate)
+        super().__init__(library, team, _shape(gate), gate.dtype)
         if gate.shape != up.shape or gate.dtype != up.dtype:
             raise ValueError(
                 f"gate is {tuple(gate.shape)} {gate.dtype}, up {tuple(up.shape)} {up.dtype}; "
@@ -136,19 +159,15 @@ class NativeSwiGLU(_Packed):
         )
         self._keep(handle)
 
-    def __call__(self, x_TC: Tensor) -> Tensor:
-        """``silu(x @ gate.T) * (x @ up.T)``, in float32 and rounded once."""
-        x_TC = self._input(x_TC)
-        out_TC = self._empty(x_TC, self.dtype)
-        call = self._team, self._dtype, self.handle, matrix(x_TC)
-        check(self._cdll.pio_linear_swiglu(*call, matrix(out_TC)))
-        return out_TC
-
 
 def matrix(x_TC: Tensor) -> Matrix:
     """The address and shape of a tensor with contiguous rows; the tensor must outlive it."""
     rows, cols = x_TC.shape
     return Matrix(x_TC.data_ptr(), rows, cols, x_TC.stride(0))
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]
 
 
 def _rows(x_TC: Tensor) -> Tensor:
@@ -161,11 +180,14 @@ def _declare(library: Library) -> None:
     view, packed = ctypes.POINTER(Matrix), (c_int32, c_void_p)
     cdll.pio_linear_pack.argtypes = [c_void_p, c_int32, view, c_void_p, c_void_p]
     cdll.pio_linear_pack_swiglu.argtypes = [c_void_p, c_int32, view, view, c_void_p]
+    cdll.pio_linear_pack_quantized.argtypes = [c_void_p, c_int32, *(c_void_p,) * 3]
+    cdll.pio_linear_pack_quantized_swiglu.argtypes = [c_void_p, c_int32, *(c_void_p,) * 3]
     cdll.pio_linear_free.argtypes = [*packed]
     cdll.pio_linear_num_bytes.argtypes = [*packed, c_void_p]
     cdll.pio_linear_add.argtypes = [c_void_p, *packed, view, view, view]
     for name in ("store", "store_float", "add_to_stream", "swiglu"):
         getattr(cdll, f"pio_linear_{name}").argtypes = [c_void_p, *packed, view, view]
-    names = ("pack", "pack_swiglu", "free", "num_bytes", "add")
+    quantized = ("pack_quantized", "pack_quantized_swiglu")
+    names = ("pack", "pack_swiglu", *quantized, "free", "num_bytes", "add")
     for name in (*names, "store", "store_float", "add_to_stream", "swiglu"):
         getattr(cdll, f"pio_linear_{name}").restype = c_char_p

@@ -74,6 +74,29 @@ PIO_API const char* pio_linear_pack_swiglu(void* team, int32_t dtype, const Matr
   });
 }
 
+// `dtype` is that of the activations.
+PIO_API const char* pio_linear_pack_quantized(void* team, int32_t dtype,
+                                              const pio::QuantizedView* weight, const float* bias,
+                                              void** handle) {
+  return pio::guarded([&] {
+    pio::with_type(dtype, [&](auto element) {
+      auto& workers = *static_cast<pio::Team*>(team);
+      *handle = pio::PackedLinear<decltype(element)>::pack(workers, *weight, bias).release();
+    });
+  });
+}
+
+PIO_API const char* pio_linear_pack_quantized_swiglu(void* team, int32_t dtype,
+                                                     const pio::QuantizedView* gate,
+                                                     const pio::QuantizedView* up, void** handle) {
+  return pio::guarded([&] {
+    pio::with_type(dtype, [&](auto element) {
+      auto& workers = *static_cast<pio::Team*>(team);
+      *handle = pio::PackedLinear<decltype(element)>::pack_swiglu(workers, *gate, *up).release();
+    });
+  });
+}
+
 PIO_API const char* pio_linear_free(int32_t dtype, void* handle) {
   return pio::guarded([&] {
     pio::with_type(dtype, [&](auto element) {

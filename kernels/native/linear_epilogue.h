@@ -40,6 +40,23 @@ inline void store_up_to(T* to, simd::Floats x, int count) {
   }
 }
 
+// One row's products with a panel: scales, then bias.
+inline void apply(const ColumnTerms& terms, int64_t panel, float* product) {
+  const int64_t first = panel * kPanelColumns;
+  if (!terms.scales.empty()) {
+    for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
+      const simd::Floats scales = simd::load(terms.scales.data() + first + i);
+      simd::store(product + i, simd::load(product + i) * scales);
+    }
+  }
+  if (!terms.bias.empty()) {
+    for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
+      const simd::Floats bias = simd::load(terms.bias.data() + first + i);
+      simd::store(product + i, simd::load(product + i) + bias);
+    }
+  }
+}
+
 // Each takes `columns` results of row `row`, from column `first` on. `product` has a panel's 64.
 template <class T>
 inline void finish(const Store<T>& to, int64_t row, int64_t first, int64_t columns,

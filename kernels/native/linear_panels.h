@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "huge_buffer.h"
@@ -39,11 +40,22 @@ struct PanelShape {
   }
 };
 
+// What the product of each packed column is multiplied by and what is added; empty: nothing.
+struct ColumnTerms {
+  std::vector<float> scales;
+  std::vector<float> bias;
+};
+
 struct Panels {
+  // A panel is read as it lies in memory, so nothing asks for shorter pieces.
+  static constexpr int64_t kFewRowsSteps = std::numeric_limits<int64_t>::max();
+
   PanelShape shape;
   HugeBuffer data;
-  std::vector<float> bias;  // one for each packed column, or empty
+  ColumnTerms terms;
 
+  int64_t num_bytes() const { return shape.num_bytes(); }
+  const std::byte* steps_at(int64_t panel, int64_t step, int64_t) const { return at(panel, step); }
   const std::byte* at(int64_t panel, int64_t step) const {
     return data.data() + panel * shape.panel_bytes() + step * kStepBytes;
   }

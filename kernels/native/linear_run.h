@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "linear_epilogue.h"
 #include "linear_panels.h"
@@ -22,24 +23,29 @@ struct Blocking {
   // So many tasks a worker let all workers end at nearly the same time.
   static constexpr int64_t kTasksPerWorker = 4;
 
+  // `few_rows_steps`: the longest chunk that the weight gives where each is used once.
   Blocking(int64_t num_rows, const PanelShape& shape, int64_t num_workers, int64_t tile_rows,
-           int64_t block_rows)
-      : rows(std::min(num_rows, block_rows)), panels(1), steps(shape.steps) {
+           int64_t block_rows, int64_t few_rows_steps)
+      : rows(std::min(num_rows, block_rows)),
+        panels(1),
+        steps(std::min(shape.steps, few_rows_steps)) {
     if (num_rows <= tile_rows) return;  // each weight is used once
     const int64_t tasks = shape.num_panels * ceil_div(num_rows, rows);
     panels = std::clamp<int64_t>(tasks / (num_workers * kTasksPerWorker), 1, kPanels);
-    steps = std::min(steps, kSteps);
+    steps = std::min(shape.steps, kSteps);
   }
 };
 
-template <class T>
+// `Weight` is `Panels` or what gives chunks of the same layout.
+template <class T, class Weight>
 class LinearRun {
  public:
-  LinearRun(Worker& worker, const Panels& weight, View<const T> x)
+  LinearRun(Worker& worker, const Weight& weight, View<const T> x)
       : worker_(worker),
         weight_(weight),
         x_(x),
-        blocking_(x.rows, weight.shape, worker.count, Tiles<T>::kRows, Tiles<T>::kBlockRows),
+        blocking_(x.rows, weight.shape, worker.count, Tiles<T>::kRows, Tiles<T>::kBlockRows,
+                  Weight::kFewRowsSteps),
         groups_(ceil_div(weight.shape.num_panels, blocking_.panels)),
         num_tasks_(x.rows == 0 ? 0 : groups_ * ceil_div(x.rows, blocking_.rows)) {}
 
@@ -80,12 +86,13 @@ class LinearRun {
     float* sums = scratch(keeps ? task.rows * task.panels : Tiles<T>::kRows);
     for (int64_t i = 0; i < task.panels; ++i) {
       const int64_t panel = task.first_panel + i;
+      const std::byte* weights = weight_.steps_at(panel, step, steps);
       for (int64_t row = 0; row < task.rows; row += Tiles<T>::kRows) {
         const int64_t rows = std::min(Tiles<T>::kRows, task.rows - row);
         float* out = keeps ? sums + (i * task.rows + row) * kPanelColumns : sums;
         // The first tile fetches the weights from memory, the others find them in the cache.
         const Prefetch ahead = row == 0 ? stream(panel, step, steps) : Prefetch{};
-        tiles_.multiply(row, rows, weight_.at(panel, step), step, steps, !is_first, out, ahead);
+        tiles_.multiply(row, rows, weights, step, steps, !is_first, out, ahead);
         if (is_last) finish_tile(task.first_row + row, rows, panel, out, to);
       }
     }
@@ -93,8 +100,12 @@ class LinearRun {
 
   // Behind the end of a chunk lies the panel's next one; only the last steps of all have none.
   Prefetch stream(int64_t panel, int64_t step, int64_t steps) const {
-    const int64_t begin = step + Tiles<T>::kStreamSteps;
-    return {weight_.at(panel, begin), std::clamp<int64_t>(weight_.shape.steps - begin, 0, steps)};
+    if constexpr (std::is_same_v<Weight, Panels>) {
+      const int64_t begin = step + Tiles<T>::kStreamSteps;
+      return {weight_.at(panel, begin), std::clamp<int64_t>(weight_.shape.steps - begin, 0, steps)};
+    } else {
+      return weight_.ahead(panel, step, steps);
+    }
   }
 
   template <class Output>
@@ -102,14 +113,8 @@ class LinearRun {
     const PanelShape& shape = weight_.shape;
     for (int64_t r = 0; r < rows; ++r) {
       float* product = sums + r * kPanelColumns;
-      if (!weight_.bias.empty()) add_bias(weight_.bias.data() + panel * kPanelColumns, product);
+      apply(weight_.terms, panel, product);
       finish(to, first_row + r, panel * shape.panel_columns, shape.columns_of(panel), product);
-    }
-  }
-
-  static void add_bias(const float* bias, float* product) {
-    for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
-      simd::store(product + i, simd::load(product + i) + simd::load(bias + i));
     }
   }
 
@@ -119,7 +124,7 @@ class LinearRun {
   }
 
   Worker& worker_;
-  const Panels& weight_;
+  const Weight& weight_;
   const View<const T> x_;
   const Blocking blocking_;
   const int64_t groups_;

@@ -133,8 +133,9 @@ def test_a_template_that_cannot_think_has_no_thoughts(
 
 
 def test_quantization_reaches_the_weights_and_the_fingerprint(
-    make_text_checkpoint: MakeCheckpoint,
+    make_text_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("INFERENCE_PIO_KERNELS", "torch")
     folder = make_text_checkpoint()
     plain, rounded = load(folder), load(folder, quantization="int8")
     assert plain.fingerprint != rounded.fingerprint

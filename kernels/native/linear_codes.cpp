@@ -1,0 +1,177 @@
+#include "linear_codes.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "linear_widen.h"
+
+namespace pio {
+
+namespace {
+
+// Two k of a byte of codes are a block; so many blocks stay in the first cache while they are filled.
+constexpr int64_t kBlocksAtOnce = 64;
+
+bool has_row_scales(const QuantizedView& weight) {
+  return weight.table == nullptr && weight.zeros == nullptr && weight.groups() == 1 &&
+         !weight.has_half_scales;
+}
+
+GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
+  const int64_t whole = ceil_div(padded_inputs, kBlockInputs) * kBlockInputs;
+  return {
+      .inputs = weight.groups() == 1 ? whole : weight.group_inputs,
+      .scale_bytes = has_row_scales(weight) ? 0 : weight.has_half_scales ? 2 : 4,
+      .zero_bytes = weight.zeros == nullptr ? 0 : 1,
+      .block_bytes = weight.table == nullptr ? kBlockCodes : kBlockCodes / 2,
+  };
+}
+
+// Where the code of an input lies in a block.
+template <class T>
+int64_t place(const GroupLayout& group, int64_t column, int64_t input) {
+  if (sizeof(T) == 4) return input * kPanelColumns + column;
+  return group.scale_bytes == 0 ? column / 16 * 32 + input * 16 + column % 16 : column * 2 + input;
+}
+
+// Puts a code of 4 bits where it belongs in a block of zeros.
+void put_nibble(std::byte* block, int64_t place, int code) {
+  const int64_t field = place / 16, lane = place % 16;
+  block[lane * 4 + field / 2] |= static_cast<std::byte>(code << (field % 2 * 4));
+}
+
+// One column of a panel.
+template <class T>
+class ColumnPacker {
+ public:
+  ColumnPacker(const CodePanels<T>& panels, const QuantizedView& weight, int64_t row,
+               int64_t column, std::byte* panel)
+      : panels_(panels), weight_(weight), row_(row), column_(column), panel_(panel) {}
+
+  void pack_shared() const {
+    const GroupLayout& group = panels_.group;
+    for (int64_t g = 0; g < weight_.groups(); ++g) {
+      std::byte* out = panel_ + g * group.num_bytes();
+      const int64_t from = row_ * weight_.groups() + g;
+      std::memcpy(out + column_ * group.scale_bytes,
+                  static_cast<const std::byte*>(weight_.scales) + from * group.scale_bytes,
+                  group.scale_bytes);
+      if (group.zero_bytes != 0) {
+        std::memcpy(out + group.zeros_at() + column_, weight_.zeros + from, 1);
+      }
+    }
+  }
+
+  void pack_blocks(int64_t first, int64_t end) const {
+    const GroupLayout& group = panels_.group;
+    const std::byte* codes = weight_.codes + row_ * weight_.row_bytes;
+    for (int64_t b = first; b < end; ++b) {
+      std::byte* block = panel_ + b / group.blocks() * group.num_bytes() + group.codes_at() +
+                         b % group.blocks() * group.block_bytes;
+      const bool has_second = b * kBlockInputs + 1 < weight_.cols;
+      if (weight_.table != nullptr) {
+        const int pair = static_cast<int>(codes[b]);
+        put_nibble(block, place<T>(group, column_, 0), pair & 15);
+        if (has_second) put_nibble(block, place<T>(group, column_, 1), pair >> 4);
+      } else {
+        block[place<T>(group, column_, 0)] = codes[b * 2];
+        if (has_second) block[place<T>(group, column_, 1)] = codes[b * 2 + 1];
+      }
+    }
+  }
+
+ private:
+  const CodePanels<T>& panels_;
+  const QuantizedView& weight_;
+  const int64_t row_;
+  const int64_t column_;
+  std::byte* const panel_;
+};
+
+template <class T>
+void pack_panel(const CodePanels<T>& panels, const std::vector<QuantizedView>& weights,
+                int64_t panel) {
+  const int64_t share = kPanelColumns / static_cast<int64_t>(weights.size());
+  const int64_t blocks = ceil_div(weights[0].cols, kBlockInputs);
+  std::byte* out = panels.data.data() + panel * panels.panel_bytes();
+  std::vector<ColumnPacker<T>> columns;
+  for (int64_t column = 0; column < kPanelColumns; ++column) {
+    const QuantizedView& weight = weights[column / share];
+    const int64_t row = panel * share + column % share;
+    if (row < weight.rows) columns.emplace_back(panels, weight, row, column, out);
+  }
+  for (const auto& column : columns) column.pack_shared();
+  for (int64_t block = 0; block < blocks; block += kBlocksAtOnce) {
+    for (const auto& column : columns) {
+      column.pack_blocks(block, std::min(blocks, block + kBlocksAtOnce));
+    }
+  }
+}
+
+// Of each packed column, zero where the panel is padded.
+std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t num_panels) {
+  const int64_t share = kPanelColumns / static_cast<int64_t>(weights.size());
+  std::vector<float> scales(num_panels * kPanelColumns);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const auto* from = static_cast<const float*>(weights[i].scales);
+    for (int64_t row = 0; row < weights[i].rows; ++row) {
+      scales[row / share * kPanelColumns + i * share + row % share] = from[row];
+    }
+  }
+  return scales;
+}
+
+}  // namespace
+
+template <class T>
+CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
+                         const PanelShape& shape) {
+  const QuantizedView& first = weights.front();
+  const int64_t padded_inputs = shape.steps * static_cast<int64_t>(4 / sizeof(T));
+  CodePanels<T> panels{.shape = shape, .group = plan_group(first, padded_inputs)};
+  panels.num_groups = ceil_div(padded_inputs, panels.group.inputs);
+  if (first.table != nullptr) panels.table.assign(first.table, first.table + 16);
+  if (has_row_scales(first)) panels.terms.scales = row_scales(weights, shape.num_panels);
+  panels.data = HugeBuffer(panels.num_bytes());
+  team.run([&](Worker& worker) {
+    for (int64_t panel = worker.take(); panel < shape.num_panels; panel = worker.take()) {
+      pack_panel(panels, weights, panel);
+    }
+  });
+  return panels;
+}
+
+template <class T>
+const std::byte* CodePanels<T>::steps_at(int64_t panel, int64_t step, int64_t steps) const {
+  constexpr int64_t kElements = 4 / sizeof(T);
+  thread_local KeptBuffer<T> kept;
+  int64_t block = step * kElements / kBlockInputs;
+  const int64_t end = ceil_div((step + steps) * kElements, kBlockInputs);
+  T* const chunk = kept.get((end - block) * kBlockCodes);
+  for (T* out = chunk; block < end;) {
+    const int64_t first = block % group.blocks();
+    const int64_t count = std::min(end - block, group.blocks() - first);
+    const std::byte* from =
+        data.data() + panel * panel_bytes() + block / group.blocks() * group.num_bytes();
+    widen(group, table.data(), from, first, count, out);
+    out += count * kBlockCodes;
+    block += count;
+  }
+  return reinterpret_cast<const std::byte*>(chunk);
+}
+
+template <class T>
+Prefetch CodePanels<T>::ahead(int64_t panel, int64_t step, int64_t steps) const {
+  if (group.scale_bytes != 0) return {};
+  constexpr int64_t kCodesOfStep = kStepBytes / sizeof(T);
+  const std::byte* next = data.data() + panel * panel_bytes() + (step + steps) * kCodesOfStep;
+  const int64_t half = steps * kCodesOfStep / 2;
+  return {next + half, half / kStepBytes};
+}
+
+template struct CodePanels<float>;
+template struct CodePanels<bf16>;
+template CodePanels<float> pack_codes(Team&, const std::vector<QuantizedView>&, const PanelShape&);
+template CodePanels<bf16> pack_codes(Team&, const std::vector<QuantizedView>&, const PanelShape&);
+
+}  // namespace pio

@@ -1,0 +1,74 @@
+// The layout of quantized weights: panels as linear_panels.h has them, of codes instead of numbers.
+//
+// A panel is cut along k into groups, each with what its columns share, then its codes:
+//
+//   panel:  group 0 | group 1 | ...
+//   group:  64 scales | 64 zero points | block 0 | block 1 | ...
+//   block:  the codes of 2 k: 128, in the order that their elements have in the dense panel
+//
+// 8-bit codes lie one after the other; where the panel becomes bf16 and they have no scales, their
+// pairs are apart: 16 columns' codes of the first k, then those of the second. 4-bit codes lie so that one vector of 32-bit lanes becomes
+// eight vectors of numbers: bits 4 * j to 4 * j + 3 of lane l are code 16 * j + l of the block.
+//
+// The dense tiles read it, a chunk of steps at a time, in a dense panel's layout: from memory come
+// codes, and the chunk stays in the first cache until all rows of a block went past it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "huge_buffer.h"
+#include "linear.h"
+#include "linear_panels.h"
+#include "linear_tiles.h"
+
+namespace pio {
+
+constexpr int64_t kBlockInputs = 2;
+constexpr int64_t kBlockCodes = kBlockInputs * kPanelColumns;
+
+struct GroupLayout {
+  int64_t inputs;       // k of a group, even
+  int64_t scale_bytes;  // of one scale: 2 (float16) or 4; 0 where each row has one, in `terms`
+  int64_t zero_bytes;   // of one zero point: 1, or 0 without
+  int64_t block_bytes;  // 64 with 4 bits a code, 128 with 8
+
+  int64_t zeros_at() const { return kPanelColumns * scale_bytes; }
+  int64_t codes_at() const { return kPanelColumns * (scale_bytes + zero_bytes); }
+  int64_t blocks() const { return inputs / kBlockInputs; }
+  int64_t num_bytes() const { return codes_at() + blocks() * block_bytes; }
+};
+
+template <class T>
+struct CodePanels {
+  // Half of the first cache for the chunk, half for what else is read.
+  static constexpr int64_t kFewRowsSteps = 64;
+
+  PanelShape shape;  // of the panels that the tiles read
+  GroupLayout group;
+  int64_t num_groups = 0;         // of a panel
+  std::vector<float> table = {};  // of 4-bit codes
+  HugeBuffer data = {};
+  ColumnTerms terms = {};
+
+  int64_t panel_bytes() const { return num_groups * group.num_bytes(); }
+  int64_t num_bytes() const { return shape.num_panels * panel_bytes(); }
+
+  // `steps` steps of a panel in the dense layout, in memory of this thread until the next call.
+  // `step` is even.
+  const std::byte* steps_at(int64_t panel, int64_t step, int64_t steps) const;
+
+  // What tiles fetch while they read these steps. Plain bytes are widened faster than the memory
+  // gives them: the tiles' time is needed too, and they fetch the second half of the next steps. Behind the
+  // last panel that fetches nothing that is read, which is harmless.
+  Prefetch ahead(int64_t panel, int64_t step, int64_t steps) const;
+};
+
+// Packs with all workers of the team. The columns of a panel are shared out evenly among `weights`:
+// one weight, or gate and up, which are quantized alike.
+template <class T>
+CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
+                         const PanelShape& shape);
+
+}  // namespace pio

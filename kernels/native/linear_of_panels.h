@@ -1,0 +1,45 @@
+// The packed linear of any weight that comes in panels.
+#pragma once
+
+#include <utility>
+
+#include "linear_run.h"
+
+namespace pio {
+
+template <class T>
+PanelShape plan_panels(int64_t in_features, int64_t columns, int64_t panel_columns) {
+  constexpr int64_t kElements = 4 / sizeof(T);
+  constexpr int64_t kGranule = Tiles<T>::kStepGranule;
+  const int64_t steps = ceil_div(ceil_div(in_features, kElements), kGranule) * kGranule;
+  return {in_features, columns, panel_columns, steps, ceil_div(columns, panel_columns)};
+}
+
+// `Weight` as `LinearRun` takes it.
+template <class T, class Weight>
+class LinearOfPanels final : public PackedLinear<T> {
+ public:
+  explicit LinearOfPanels(Weight weight) : weight_(std::move(weight)) {}
+
+  int64_t in_features() const override { return weight_.shape.in_features; }
+  int64_t out_features() const override { return weight_.shape.columns; }
+  int64_t num_bytes() const override { return weight_.num_bytes(); }
+
+  void run(Worker& worker, View<const T> x, Store<T> to) const override { run_to(worker, x, to); }
+  void run(Worker& worker, View<const T> x, StoreFloat to) const override { run_to(worker, x, to); }
+  void run(Worker& worker, View<const T> x, AddTo<T> to) const override { run_to(worker, x, to); }
+  void run(Worker& worker, View<const T> x, AddToStream to) const override {
+    run_to(worker, x, to);
+  }
+  void run(Worker& worker, View<const T> x, SwiGLU<T> to) const override { run_to(worker, x, to); }
+
+ private:
+  template <class Output>
+  void run_to(Worker& worker, View<const T> x, const Output& to) const {
+    LinearRun<T, Weight>(worker, weight_, x)(to);
+  }
+
+  Weight weight_;
+};
+
+}  // namespace pio

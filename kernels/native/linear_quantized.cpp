@@ -1,0 +1,60 @@
+#include <stdexcept>
+
+#include "linear_codes.h"
+#include "linear_of_panels.h"
+
+namespace pio {
+
+namespace {
+
+void check(const QuantizedView& weight) {
+  if (weight.group_inputs < 1 ||
+      (weight.group_inputs % kBlockInputs != 0 && weight.group_inputs < weight.cols)) {
+    throw std::invalid_argument("quantized weights are in groups of an even number of columns");
+  }
+}
+
+bool are_alike(const QuantizedView& one, const QuantizedView& other) {
+  return one.rows == other.rows && one.cols == other.cols && one.groups() == other.groups() &&
+         one.group_inputs == other.group_inputs && one.has_half_scales == other.has_half_scales &&
+         (one.table == nullptr) == (other.table == nullptr) &&
+         (one.zeros == nullptr) == (other.zeros == nullptr);
+}
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack(Team& team, const QuantizedView& weight,
+                                                       const float* bias) {
+  check(weight);
+  const auto shape = plan_panels<T>(weight.cols, weight.rows, kPanelColumns);
+  auto panels = pack_codes<T>(team, {weight}, shape);
+  if (bias != nullptr) {
+    panels.terms.bias.assign(bias, bias + weight.rows);
+    panels.terms.bias.resize(shape.num_panels * kPanelColumns);
+  }
+  return std::make_unique<LinearOfPanels<T, CodePanels<T>>>(std::move(panels));
+}
+
+template <class T>
+std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack_swiglu(Team& team, const QuantizedView& gate,
+                                                              const QuantizedView& up) {
+  check(gate);
+  if (!are_alike(gate, up)) {
+    throw std::invalid_argument("gate and up projections are not quantized alike");
+  }
+  const auto shape = plan_panels<T>(gate.cols, gate.rows, kPanelColumns / 2);
+  return std::make_unique<LinearOfPanels<T, CodePanels<T>>>(
+      pack_codes<T>(team, {gate, up}, shape));
+}
+
+#define PIO_INSTANTIATE(T)                                                                     \
+  template std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack(Team&, const QuantizedView&, \
+                                                                  const float*);               \
+  template std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack_swiglu(                      \
+      Team&, const QuantizedView&, const QuantizedView&);
+PIO_INSTANTIATE(float)
+PIO_INSTANTIATE(bf16)
+#undef PIO_INSTANTIATE
+
+}  // namespace pio

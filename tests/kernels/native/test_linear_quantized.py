@@ -1,0 +1,297 @@
+"""The native linears of quantized weights, in every instruction set that this CPU has.
+
+Weights in groups are compared with the dense linear of the dequantized weight, bit for bit: only
+what is read from memory differs. int8 with one scale a row is compared with float64 sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from inference_pio.kernels.native.library import (
+    KernelError,
+    Library,
+    LibraryError,
+    cpu_flags,
+    load,
+    usable,
+)
+from inference_pio.kernels.native.linear import NativeLinear, NativeSwiGLU
+from inference_pio.kernels.native.linear_quantized import (
+    QuantizedLinear,
+    QuantizedSwiGLU,
+    are_alike,
+    is_kept,
+)
+from inference_pio.kernels.native_kernels import NativeKernels
+from inference_pio.kernels.quantized import CodeFormat, QuantizedWeight, pack_pairs
+
+SETS = usable(cpu_flags())
+DTYPES = (torch.float32, torch.bfloat16)
+UNIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
+
+# Around the edges of panels (64 columns), groups, blocks (2 inputs) and chunks (64 and 128 steps of
+# 1 or 2 inputs).
+SHAPES = ((1, 1), (63, 31), (65, 33), (130, 257), (96, 512), (17, 2050))
+ROWS = (1, 6, 17, 40)
+
+
+@pytest.fixture(params=SETS)
+def library(request: pytest.FixtureRequest) -> Library:
+    return built(request.param)
+
+
+def built(name: str) -> Library:
+    try:
+        return load(name)
+    except LibraryError as error:
+        pytest.skip(str(error))
+
+
+def random(rows: int, cols: int, dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, cols, generator=generator).to(dtype)
+
+
+def quantized(
+    format: CodeFormat,
+    shape: tuple[int, int],
+    group_size: int,
+    *,
+    zeros: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> QuantizedWeight:
+    """Random codes, every one of them possible, scales of both signs, any zero points."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = (shape[0], -(-shape[1] // group_size))
+    if format == "int8":
+        codes = torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
+        zero_points = torch.randint(-128, 128, grid, generator=generator, dtype=torch.int8)
+    else:
+        codes = pack_pairs(torch.randint(0, 16, shape, generator=generator, dtype=torch.uint8))
+        zero_points = torch.randint(0, 17, grid, generator=generator, dtype=torch.int8)
+    return QuantizedWeight(
+        format=format,
+        shape=shape,
+        codes=codes,
+        scales_OG=(torch.randn(grid, generator=generator) / 16).to(scale_dtype),
+        group_size=group_size,
+        zeros_OG=zero_points if zeros else None,
+    )
+
+
+def assert_scaled_sums(out: Tensor, x: Tensor, weight: QuantizedWeight, added: Tensor) -> None:
+    """``out`` is the float32 sum of codes, scaled: nothing is rounded to the activations' dtype."""
+    exact_OI = weight.dequantize(torch.float64)
+    exact = x.double() @ exact_OI.T
+    sums = x.double().abs() @ exact_OI.abs().T
+    bound = sums * (weight.shape[1] + 2) * 2.0**-24
+    bound += (exact + added).abs() * 1.01 * UNIT[out.dtype] + 1e-30
+    assert bool(((out.double() - exact - added).abs() <= bound).all())
+
+
+def has_row_scales(weight: QuantizedWeight) -> bool:
+    one_group = weight.group_size >= weight.shape[1]
+    return weight.format == "int8" and one_group and weight.zeros_OG is None
+
+
+KINDS: tuple[tuple[CodeFormat, int, bool, torch.dtype], ...] = (
+    ("int4", 32, False, torch.float16),
+    ("int4", 64, True, torch.float16),
+    ("int4", 10**6, False, torch.bfloat16),
+    ("int4", 6, True, torch.float16),
+    ("nf4", 64, False, torch.float32),
+    ("int8", 32, False, torch.float16),
+    ("int8", 128, True, torch.float32),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def test_in_groups_equals_the_dequantized_weight(
+    library: Library, kind: tuple[CodeFormat, int, bool, torch.dtype], dtype: torch.dtype
+) -> None:
+    format, group_size, zeros, scale_dtype = kind
+    for shape in SHAPES:
+        weight = quantized(format, shape, group_size, zeros=zeros, scale_dtype=scale_dtype)
+        if has_row_scales(weight):
+            continue
+        bias = random(1, shape[0], torch.float32, 1)[0]
+        team = library.team(2)
+        packed = QuantizedLinear(library, team, weight, bias, dtype)
+        dense = NativeLinear(library, team, weight.dequantize(dtype), bias)
+        x = random(max(ROWS), shape[1], dtype, 2)
+        expected = dense.in_float32(x)
+        for rows in ROWS:
+            assert torch.equal(packed.in_float32(x[:rows]), expected[:rows]), (shape, rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float16])
+def test_a_scale_a_row_multiplies_the_sum(
+    library: Library, dtype: torch.dtype, scale_dtype: torch.dtype
+) -> None:
+    for shape in SHAPES:
+        weight = quantized("int8", shape, shape[1], scale_dtype=scale_dtype)
+        bias = random(1, shape[0], torch.float32, 1)[0]
+        packed = QuantizedLinear(library, library.team(2), weight, bias, dtype)
+        x = random(max(ROWS), shape[1], dtype, 2)
+        in_float32 = packed.in_float32(x)
+        assert_scaled_sums(in_float32, x, weight, bias)
+        for rows in ROWS:
+            assert torch.equal(packed(x[:rows]), in_float32[:rows].to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_adds_a_residual(library: Library, format: CodeFormat, dtype: torch.dtype) -> None:
+    weight = quantized(format, (70, 96), 32)
+    x, residual = random(11, 96, dtype, 1), random(11, 70, dtype, 2)
+    packed = QuantizedLinear(library, library.team(2), weight, None, dtype)
+    dense = NativeLinear(library, library.team(2), weight.dequantize(dtype))
+    assert torch.equal(packed(x, residual), dense(x, residual))
+    stream, expected = random(11, 70, torch.float32, 5), random(11, 70, torch.float32, 5)
+    packed.add_to_stream(x, stream)
+    dense.add_to_stream(x, expected)
+    assert torch.equal(stream, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("intermediate", [1, 32, 33, 100])
+def test_swiglu(library: Library, intermediate: int, dtype: torch.dtype) -> None:
+    gate, up = (quantized("int4", (intermediate, 160), 32, seed=seed) for seed in (0, 1))
+    packed = QuantizedSwiGLU(library, library.team(2), gate, up, dtype)
+    dense = NativeSwiGLU(library, library.team(2), gate.dequantize(dtype), up.dequantize(dtype))
+    for rows in ROWS:
+        x = random(rows, 160, dtype, rows)
+        assert torch.equal(packed(x), dense(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("intermediate", [1, 33, 100])
+def test_swiglu_with_a_scale_a_row(library: Library, intermediate: int, dtype: torch.dtype) -> None:
+    shape = (intermediate, 160)
+    gate, up = (quantized("int8", shape, 160, scale_dtype=torch.float32, seed=s) for s in (0, 1))
+    gate, up = (replace(weight, scales_OG=weight.scales_OG / 64) for weight in (gate, up))
+    packed = QuantizedSwiGLU(library, library.team(2), gate, up, dtype)
+    for rows in ROWS:
+        x = random(rows, 160, dtype, rows)
+        exact = [x.double() @ weight.dequantize(torch.float64).T for weight in (gate, up)]
+        expected = torch.nn.functional.silu(exact[0]) * exact[1]
+        torch.testing.assert_close(packed(x).double(), expected, rtol=2 * UNIT[dtype], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group_size", [32, 777])
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_a_row_does_not_depend_on_others_or_on_threads(
+    library: Library, format: CodeFormat, group_size: int, dtype: torch.dtype
+) -> None:
+    weight = quantized(format, (200, 777), group_size, scale_dtype=torch.float32)
+    x = random(700, 777, dtype, 1)
+    expected = QuantizedLinear(library, library.team(1), weight, None, dtype).in_float32(x)
+    packed = QuantizedLinear(library, library.team(3), weight, None, dtype)
+    for start, end in ((0, 700), (0, 1), (699, 700), (3, 9), (1, 34), (5, 520)):
+        assert torch.equal(packed.in_float32(x[start:end]), expected[start:end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("format", ["int8", "int4"])
+def test_what_lies_behind_a_row_is_not_read_into_it(
+    library: Library, format: CodeFormat, dtype: torch.dtype
+) -> None:
+    whole = random(9, 100, dtype, 0)
+    whole[:, 37:] = float("nan")
+    weight = quantized(format, (50, 37), 32)
+    packed = QuantizedLinear(library, library.team(2), weight, None, dtype)
+    dense = NativeLinear(library, library.team(2), weight.dequantize(dtype))
+    assert torch.equal(packed.in_float32(whole[:, :37]), dense.in_float32(whole[:, :37].clone()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(SETS),
+    st.sampled_from(DTYPES),
+    st.sampled_from(["int8", "int4", "nf4"]),
+    st.booleans(),
+    st.sampled_from([torch.float16, torch.float32]),
+    st.integers(1, 50),
+    st.integers(1, 200),
+    st.integers(1, 700),
+    st.integers(1, 200).map(lambda half: 2 * half),
+)
+def test_any_shape(
+    name: str,
+    dtype: torch.dtype,
+    format: CodeFormat,
+    zeros: bool,
+    scale_dtype: torch.dtype,
+    rows: int,
+    columns: int,
+    features: int,
+    group_size: int,
+) -> None:
+    library = built(name)
+    shape, zeros = (columns, features), zeros and format != "nf4"
+    weight = quantized(format, shape, group_size, zeros=zeros, scale_dtype=scale_dtype)
+    x = random(rows, features, dtype, 1)
+    out = QuantizedLinear(library, library.team(2), weight, None, dtype).in_float32(x)
+    if has_row_scales(weight):
+        assert_scaled_sums(out, x, weight, torch.zeros(()))
+    else:
+        dense = NativeLinear(library, library.team(2), weight.dequantize(dtype))
+        assert torch.equal(out, dense.in_float32(x))
+
+
+@pytest.mark.parametrize(("format", "bits"), [("int8", 8), ("int4", 4.5), ("nf4", 4.5)])
+def test_the_packed_weight_is_as_small_as_its_codes(
+    library: Library, format: CodeFormat, bits: float
+) -> None:
+    group_size = 512 if format == "int8" else 32
+    weight = quantized(format, (256, 512), group_size)
+    packed = QuantizedLinear(library, library.team(1), weight, None, torch.bfloat16)
+    assert packed.num_bytes == 256 * 512 * bits / 8
+
+
+def test_what_is_not_kept() -> None:
+    weight = quantized("int4", (8, 96), 32)
+    assert is_kept(weight)
+    assert is_kept(quantized("int4", (8, 33), 33)), "one group is a whole row"
+    assert not is_kept(quantized("int4", (8, 96), 33))
+    assert not is_kept(replace(weight, column_groups_I=torch.zeros(96, dtype=torch.int32)))
+    fp8 = torch.zeros(8, 96, dtype=torch.float8_e4m3fn)
+    assert not is_kept(QuantizedWeight("fp8", (8, 96), fp8, weight.scales_OG, 32))
+    assert are_alike(weight, quantized("int4", (8, 96), 32, seed=1))
+    assert not are_alike(weight, quantized("int4", (8, 96), 32, zeros=True))
+    assert not are_alike(weight, quantized("int4", (8, 96), 32, scale_dtype=torch.float32))
+    assert not are_alike(weight, quantized("nf4", (8, 96), 32))
+
+
+def test_kernels_leave_what_they_do_not_keep(library: Library) -> None:
+    kernels = NativeKernels(library, 1)
+    odd, even = quantized("int4", (8, 96), 33), quantized("int4", (8, 96), 32)
+    assert kernels.pack_quantized(odd, None, torch.float32) is None
+    assert kernels.pack_quantized_swiglu(odd, odd, torch.float32) is None
+    nf4 = quantized("nf4", (8, 96), 32)
+    assert kernels.pack_quantized_swiglu(even, nf4, torch.float32) is None
+    assert isinstance(kernels.pack_quantized(even, None, torch.float32), QuantizedLinear)
+    assert isinstance(kernels.pack_quantized_swiglu(even, even, torch.bfloat16), QuantizedSwiGLU)
+
+
+def test_errors_say_what_is_wrong(library: Library) -> None:
+    team, weight = library.team(1), quantized("int4", (8, 96), 32)
+    with pytest.raises(ValueError, match="float16"):
+        QuantizedLinear(library, team, weight, None, torch.float16)
+    with pytest.raises(ValueError, match="bias"):
+        QuantizedLinear(library, team, weight, torch.zeros(7), torch.float32)
+    with pytest.raises(KernelError, match="even number"):
+        QuantizedLinear(library, team, quantized("int4", (8, 96), 33), None, torch.float32)
+    with pytest.raises(KernelError, match="alike"):
+        QuantizedSwiGLU(library, team, weight, quantized("nf4", (9, 96), 32), torch.float32)
