@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from inference_pio.kernels.native.library import Library
+
+from .linear_samples import SETS, built
+
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[2] / "kernels" / "native"
+
+
+@pytest.fixture(params=SETS)
+def library(request: pytest.FixtureRequest) -> Library:
+    """Of every instruction set that this CPU has."""
+    return built(request.param)
 
 
 @pytest.fixture(scope="session")

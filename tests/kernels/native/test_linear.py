@@ -9,41 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inference_pio.kernels.native.library import (
-    KernelError,
-    Library,
-    LibraryError,
-    check,
-    cpu_flags,
-    load,
-    usable,
-)
+from inference_pio.kernels.native.library import KernelError, Library, check
 from inference_pio.kernels.native.linear import NativeLinear, NativeSwiGLU, matrix
 
-SETS = usable(cpu_flags())
-DTYPES = (torch.float32, torch.bfloat16)
+from .linear_samples import DTYPES, SETS, built, random
 
 # Around the edges of tiles (6, 16 and 32 rows), blocks of rows (96, 512), panels (64 columns) and
 # chunks along k (128 steps: 128 float32 or 256 bf16).
 ROWS = (1, 2, 5, 6, 7, 16, 17, 32, 33, 97)
 SHAPES = ((1, 1), (63, 31), (64, 32), (65, 33), (130, 257), (320, 1024), (17, 2050))
-
-
-@pytest.fixture(params=SETS)
-def library(request: pytest.FixtureRequest) -> Library:
-    return built(request.param)
-
-
-def built(name: str) -> Library:
-    try:
-        return load(name)
-    except LibraryError as error:
-        pytest.skip(str(error))
-
-
-def random(rows: int, cols: int, dtype: torch.dtype, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, cols, generator=generator).to(dtype)
 
 
 def assert_product(out: Tensor, x: Tensor, weight: Tensor, added: Tensor | float = 0.0) -> None:

@@ -14,14 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inference_pio.kernels.native.library import (
-    KernelError,
-    Library,
-    LibraryError,
-    cpu_flags,
-    load,
-    usable,
-)
+from inference_pio.kernels.native.library import KernelError, Library
 from inference_pio.kernels.native.linear import NativeLinear, NativeSwiGLU
 from inference_pio.kernels.native.linear_quantized import (
     QuantizedLinear,
@@ -32,31 +25,14 @@ from inference_pio.kernels.native.linear_quantized import (
 from inference_pio.kernels.native_kernels import NativeKernels
 from inference_pio.kernels.quantized import CodeFormat, QuantizedWeight, pack_pairs
 
-SETS = usable(cpu_flags())
-DTYPES = (torch.float32, torch.bfloat16)
+from .linear_samples import DTYPES, SETS, built, random
+
 UNIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
 
 # Around the edges of panels (64 columns), groups, blocks (2 inputs) and chunks (64 and 128 steps of
 # 1 or 2 inputs).
 SHAPES = ((1, 1), (63, 31), (65, 33), (130, 257), (96, 512), (17, 2050))
 ROWS = (1, 6, 17, 40)
-
-
-@pytest.fixture(params=SETS)
-def library(request: pytest.FixtureRequest) -> Library:
-    return built(request.param)
-
-
-def built(name: str) -> Library:
-    try:
-        return load(name)
-    except LibraryError as error:
-        pytest.skip(str(error))
-
-
-def random(rows: int, cols: int, dtype: torch.dtype, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, cols, generator=generator).to(dtype)
 
 
 def quantized(
