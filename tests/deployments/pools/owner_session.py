@@ -101,7 +101,7 @@ def main(folder: str) -> None:
         replica = serve.deployment(
             ray_actor_options={"num_cpus": 0}, health_check_period_s=1, name="prefill"
         )(PrefillReplica)
-        application = replica.bind(load_config({"engine": ENGINE}).engine, 30.0)
+        application = replica.bind(load_config({"engine": ENGINE}).engine, 30.0, ["object_store"])
         handle = serve.run(application, route_prefix=None)
         print("FOUND" + json.dumps(asyncio.run(session(ObjectStoreTransport(handle)))))
     finally:
