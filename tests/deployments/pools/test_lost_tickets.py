@@ -6,14 +6,9 @@ reason is counted, and nothing stays behind.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -98,24 +93,6 @@ def test_tickets_whose_owner_dies_between_yield_and_fetch(
     assert lost.keys() != {"done"}, "nothing was lost"
     expect_a_handoff(service, settle, 3)
     service.expect_quiet()
-
-
-def test_a_ticket_that_is_referred_to_but_gone() -> None:
-    """The reader has the reference, and Ray nothing behind it: no word of the stream says so."""
-    script = Path(__file__).with_name("owner_session.py")
-    # A short path: Ray's sockets have 107 characters at most.
-    with tempfile.TemporaryDirectory(
-        prefix="pio-", dir="/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        run = subprocess.run(
-            [sys.executable, str(script), folder], capture_output=True, text=True, timeout=400
-        )
-    lines = [line for line in run.stdout.splitlines() if line.startswith("FOUND")]
-    assert lines, f"the session failed:\n{run.stdout[-2000:]}\n{run.stderr[-4000:]}"
-    found = json.loads(lines[0].removeprefix("FOUND"))
-    assert found["whole"] > 10
-    assert found["read"] < found["whole"]
-    assert found["reason"] == "owner_died"
 
 
 def test_a_store_without_room_for_tickets(
