@@ -8,6 +8,7 @@ block of output features at a time, so that only a block of it ever exists, and 
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,18 +31,28 @@ BLOCK = 512
 INT4_GROUPS = (32, 64, 128, 256)
 
 
+class _Rounding(ABC):
+    """A linear whose product comes rounded to the dtype of ``x``."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
+        """See ``PackedLinear``."""
+
+    def in_float32(self, x_TC: Tensor) -> Tensor:
+        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
+        return self(x_TC).float()
+
+
 @dataclass(frozen=True, slots=True)
-class Int8Linear:
+class Int8Linear(_Rounding):
     """int8 codes with one scale a row."""
 
     codes_OI: Tensor
     scales_O: Tensor
     """float32: products are scaled before they are rounded again."""
     bias: Tensor | None
-
-    def in_float32(self, x_TC: Tensor) -> Tensor:
-        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
-        return self(x_TC).float()
 
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         if len(x_TC) <= FEW_ROWS_INT8 and x_TC.dtype == torch.bfloat16:
@@ -56,17 +67,13 @@ class Int8Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class W8A8Linear:
+class W8A8Linear(_Rounding):
     """int8 codes and activations rounded to int8, each token by its own scale; exact sums."""
 
     codes_OI: Tensor
     scales_O: Tensor
     """float32."""
     bias: Tensor | None
-
-    def in_float32(self, x_TC: Tensor) -> Tensor:
-        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
-        return self(x_TC).float()
 
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         codes_TC, scales_T1 = round_activations(x_TC)
@@ -76,7 +83,7 @@ class W8A8Linear:
 
 
 @dataclass(frozen=True, slots=True)
-class Int4Linear:
+class Int4Linear(_Rounding):
     """4-bit codes in panels, as torch's kernel reads them, with a scale and a shift a group."""
 
     packed: Tensor
@@ -84,10 +91,6 @@ class Int4Linear:
     """In the activations' dtype: ``weight = (code - 8) * scale + shift``."""
     group_size: int
     bias: Tensor | None
-
-    def in_float32(self, x_TC: Tensor) -> Tensor:
-        """See ``PackedLinear.in_float32``: rounded to ``x``'s dtype before."""
-        return self(x_TC).float()
 
     def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
         if len(x_TC) <= FEW_ROWS_INT4:
