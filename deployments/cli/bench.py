@@ -58,6 +58,10 @@ def compare(
         list[str] | None,
         typer.Option(help="float32, bfloat16, int8 or int4; may be repeated. [default: bfloat16]"),
     ] = None,
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this case, as 'decode b8'; may be repeated. [default: all]"),
+    ] = None,
     rounds: Rounds = 3,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each. [default: every core]")
@@ -73,7 +77,14 @@ def compare(
     from .bench_compare import run_compare
 
     run_compare(
-        model, against or [], precision or ["bfloat16"], rounds, threads, json_file, picture
+        model,
+        against or [],
+        precision or ["bfloat16"],
+        case or [],
+        rounds,
+        threads,
+        json_file,
+        picture,
     )
 
 

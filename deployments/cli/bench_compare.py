@@ -18,6 +18,7 @@ def run_compare(
     model: str,
     against: Sequence[str],
     precisions: Sequence[str],
+    case_names: Sequence[str],
     rounds: int,
     threads: int | None,
     json_file: Path | None,
@@ -27,6 +28,8 @@ def run_compare(
     check_picture(picture)
     known = catalog()
     own, *others = known
+    cases = {case.name: case for case in (*DECODE, *PREFILL)}
+    _require_known("--case", case_names, list(cases))
     _require_known("--against", against, others)
     _require_known("--precision", precisions, PRECISIONS)
     command = typed_command()
@@ -35,7 +38,7 @@ def run_compare(
             resolve_model(model),
             [known[own], *(known[name] for name in against or others)],
             precisions,
-            [*DECODE, *PREFILL],
+            [cases[name] for name in case_names or cases],
             threads=threads or len(os.sched_getaffinity(0)),
             rounds=rounds,
             command=command,

@@ -79,6 +79,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         (["chat", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
         (["bench", "speed", "--picture", "p.pdf"], ".png or .svg"),
         (["bench", "serve", "--rate", "2", "--offline"], "--rate is an open loop"),
+        (["bench", "compare", "--case", "decode b3"], "one of decode b1, decode b8"),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(
