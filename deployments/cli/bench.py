@@ -127,23 +127,63 @@ def serve(
 
 
 @bench_app.command(
-    epilog="Example:\n\n[dim]$[/] inference-pio bench accuracy --count 200 --json accuracy.json"
+    epilog="Examples:\n\n[dim]$[/] inference-pio bench accuracy --count 200 --json accuracy.json"
+    "\n\n[dim]$[/] inference-pio bench accuracy Qwen/Qwen3-0.6B --task gsm8k --limit 200 "
+    "--results gsm8k.jsonl"
+    "\n\n[dim]$[/] inference-pio bench accuracy --url http://127.0.0.1:8000 --mode non-thinking"
 )
 def accuracy(
-    count: Annotated[int, typer.Option(min=1, help="Unseen problems of each kind.")] = 100,
+    model: Model = "embedded",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="gsm8k, ifeval, humaneval or bfcl; may be repeated. [default: all; for the "
+            "embedded model the problems it was made for]"
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A running OpenAI-compatible server, instead of an own one.")
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="thinking or non-thinking; may be repeated. [default: all it has]"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task or category. [default: all]")
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=1, help="Of each kind of the embedded model's problems.")
+    ] = 100,
+    streams: Annotated[int, typer.Option(min=1, help="Requests under way at any time.")] = 16,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer with its thought. [default: no limit]")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 3600,
+    results: Annotated[
+        Path | None, typer.Option(help="Keep every answer here (JSON lines), and go on from it.")
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy. [default: as the model does]")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the problems and of sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice of items and of sampling.")] = 0,
     dtype: DTypeOption = "auto",
     quantization: QuantizationOption = "none",
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
-    """The embedded model on unseen problems of every kind, thinking and not."""
-    from .bench_runs import run_accuracy
+    """Published task sets through the HTTP API; or the embedded model on unseen problems.
 
-    run_accuracy(count, temperature, seed, dtype, quantization, json_file, picture)
+    The sets are read from the folder that INFERENCE_PIO_DATA names.
+    """
+    from .bench_accuracy import run_embedded_accuracy, run_task_sets, task_set_wishes
+
+    if model == "embedded" and url is None and not task:
+        run_embedded_accuracy(count, temperature, seed, dtype, quantization, json_file, picture)
+        return
+    wishes = task_set_wishes(
+        task or [], mode or [], limit, seed, temperature, max_tokens, streams, timeout, results
+    )
+    run_task_sets(model, url, dtype, quantization, wishes, json_file, picture)
 
 
 @bench_app.command(

@@ -82,7 +82,8 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
         raise CommandError("--rate is an open loop; --streams and --offline are a closed one")
     waves: list[serving.Wave] = []
     alone: list[float] = []
-    with _server(wishes) as (url, model, config):
+    asked_for = (wishes.url, wishes.model, wishes.config, wishes.dtype)
+    with running_server(*asked_for) as (url, model, config):
         precision: str = config.dtype
         engine = None
         with progress() as say:
@@ -108,50 +109,33 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
     publish(found, json_file, picture)
 
 
-def run_accuracy(
-    count: int,
-    temperature: float | None,
-    seed: int,
-    dtype: str,
-    quantization: str,
-    json_file: Path | None,
-    picture: Path | None,
-) -> None:
-    """Ask the embedded model; see ``benchmarks.accuracy``."""
-    from ...benchmarks import accuracy
-    from ...workers.llm import LLM
-    from ...workers.types import SamplingParams
-
-    check_picture(picture)
-    params = SamplingParams(temperature=temperature, seed=seed, max_tokens=512)
-    with progress() as say:
-        say("loading the embedded model")
-        with LLM("embedded", dtype=dtype, quantization=quantization) as llm:
-            precision = quantization
-            if quantization == "none":
-                precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
-            scores = accuracy.score_all(llm, count, seed, params, say)
-    publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
-
-
 @contextmanager
-def _server(wishes: ServeWishes) -> Iterator[tuple[str, str, EngineConfig]]:
-    """Address, model name and engine configuration of the server to measure."""
+def running_server(
+    url: str | None,
+    model: str,
+    config_file: Path | None,
+    dtype: str,
+    quantization: str = "none",
+) -> Iterator[tuple[str, str, EngineConfig]]:
+    """Address, model name and engine configuration of a server: the one at ``url``, or an own.
+
+    Raises ``LaunchError`` or ``CommandError`` where there is none.
+    """
     from ..application_file import Wishes, load_application
     from ..launcher import LocalServer
     from ..local_ports import free_ports
     from .serve import stopped_by_signals
     from .talk_http import HttpTalker
 
-    if wishes.url is not None:
-        with HttpTalker(wishes.url) as talker:
+    if url is not None:
+        with HttpTalker(url) as talker:
             name = talker.name
-        config = {"model": wishes.model, "dtype": wishes.dtype}
-        yield wishes.url.rstrip("/"), name, EngineConfig.model_validate(config)
+        config = {"model": model, "dtype": dtype, "quantization": quantization}
+        yield url.rstrip("/"), name, EngineConfig.model_validate(config)
         return
     application = load_application(
-        wishes.config,
-        Wishes(wishes.model, "127.0.0.1", free_ports(1)[0], dtype=wishes.dtype),
+        config_file,
+        Wishes(model, "127.0.0.1", free_ports(1)[0], dtype=dtype, quantization=quantization),
     )
     with stopped_by_signals(), LocalServer(application) as server:
         with progress() as say:

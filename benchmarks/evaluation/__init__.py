@@ -1,0 +1,1 @@
+"""Published task sets, asked through the HTTP API of any OpenAI-compatible server."""
