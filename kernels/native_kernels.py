@@ -16,6 +16,7 @@ from .native.linear import NativeLinear, NativeSwiGLU, Packed
 from .native.linear_quantized import QuantizedLinear, QuantizedSwiGLU, are_alike, is_kept
 from .native.rows import qk_norm_rope_write, rms_norm
 from .quantized import QuantizedWeight
+from .sampling.torch_sampling import TorchSampling
 from .torch_quantized import pack, pack_swiglu
 
 
@@ -29,6 +30,7 @@ class NativeKernels:
         self.name = f"native:{library.name}"
         self._library = library
         self._team = library.team(num_threads)
+        self.sampling = TorchSampling()
         self._attentions = AttentionPool(library, self._team)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> NativeLinear:
