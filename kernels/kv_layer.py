@@ -16,14 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-KVCodes = Literal["int8", "fp8"]
-
-SCALE_BYTES = 4
+from .kv_bytes import KVCodes, code_bytes, head_bytes
 
 _CODE_DTYPES: dict[KVCodes, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _LARGEST: dict[KVCodes, float] = {"int8": 127.0, "fp8": 448.0}
@@ -40,16 +38,6 @@ class KVShape(NamedTuple):
     kv_heads: int
     block_size: int
     head_dim: int
-
-
-def code_bytes(block_size: int, head_dim: int) -> int:
-    """Bytes from a head's first code in a block to its first scale, which is aligned."""
-    return -(-block_size * head_dim // SCALE_BYTES) * SCALE_BYTES
-
-
-def head_bytes(block_size: int, head_dim: int) -> int:
-    """``B``: codes and scales of one head's keys, or values, in one block."""
-    return code_bytes(block_size, head_dim) + block_size * SCALE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +66,7 @@ class CodedKV:
     def codes_of(self, data_XB: Tensor) -> Tensor:
         """The bytes of the codes in some heads' data, a view [..., S, D]."""
         numbers = data_XB[..., : self.block_size * self.head_dim]
-        return numbers.unflatten(-1, (self.block_size, self.head_dim))
+        return numbers.view(*data_XB.shape[:-1], self.block_size, self.head_dim)
 
     def scales_of(self, data_XB: Tensor) -> Tensor:
         """The scales, a float32 view [..., S]."""
@@ -148,5 +136,6 @@ def gather_heads(kv: KVLayer, rows_R: Tensor, out_RSD: Tensor) -> None:
         return
     heads_RB = kv.data_N2KB.view(-1, kv.data_N2KB.shape[-1])
     step = max(1, _MAX_NUMBERS // (kv.block_size * kv.head_dim))
-    for part_R, part_RSD in zip(rows_R.split(step), out_RSD.split(step), strict=True):
-        part_RSD.copy_(kv.dequantized(heads_RB[part_R]))
+    for first in range(0, len(rows_R), step):
+        part = slice(first, first + step)
+        out_RSD[part].copy_(kv.dequantized(heads_RB[rows_R[part]]))

@@ -39,6 +39,7 @@ class ServeWishes:
 def run_speed(
     model: str,
     dtype: str,
+    kv_cache_dtype: str,
     rounds: int,
     threads: int | None,
     json_file: Path | None,
@@ -54,6 +55,7 @@ def run_speed(
         {
             "model": model,
             "dtype": dtype,
+            "kv_cache_dtype": kv_cache_dtype,
             "num_threads": threads,
             "kv_cache_bytes": KV_BYTES,
             "max_num_seqs": DECODE[-1].size,
@@ -112,8 +114,7 @@ def run_accuracy(
     count: int,
     temperature: float | None,
     seed: int,
-    dtype: str,
-    quantization: str,
+    engine: dict[str, str],
     json_file: Path | None,
     picture: Path | None,
 ) -> None:
@@ -126,10 +127,12 @@ def run_accuracy(
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=512)
     with progress() as say:
         say("loading the embedded model")
-        with LLM("embedded", dtype=dtype, quantization=quantization) as llm:
-            precision = quantization
-            if quantization == "none":
+        with LLM("embedded", **engine) as llm:
+            precision = engine["quantization"]
+            if precision == "none":
                 precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
+            if engine["kv_cache_dtype"] != "auto":
+                precision += f", {engine['kv_cache_dtype']} KV"
             scores = accuracy.score_all(llm, count, seed, params, say)
     publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from inference_pio.kernels.kv_layer import CodedKV, KVCodes, KVLayer, head_bytes, write_tokens
+from inference_pio.kernels.kv_bytes import KVCodes, head_bytes
+from inference_pio.kernels.kv_layer import CodedKV, KVLayer, write_tokens
 
 FORMATS: list[KVCodes | None] = [None, "int8", "fp8"]
 

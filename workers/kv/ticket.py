@@ -26,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
+from ...kernels.kv_bytes import SCALE_BYTES, code_bytes, head_bytes
+
 TicketDType = Literal["float32", "bfloat16", "float16", "int8", "fp8"]
 Buffer = npt.NDArray[np.uint8]
 Words = npt.NDArray[np.int16] | npt.NDArray[np.int32] | npt.NDArray[np.uint8]
@@ -44,7 +46,6 @@ _WORDS: dict[TicketDType, np.dtype[Any]] = {
     "int8": np.dtype("u1"),
     "fp8": np.dtype("u1"),
 }
-_SCALE_BYTES = 4
 _PREFIX = struct.Struct("<8sII")  # magic, version, bytes of the header
 _FIELDS = struct.Struct("<QQQQQQQQQQQ32s32s32sI")  # behind the prefix, see _pack_fields
 _CHECKSUM = struct.Struct("<I")
@@ -100,16 +101,11 @@ class KVLayout:
         """Whether elements are bytes with scales behind them."""
         return self.words.itemsize == 1
 
-    @property
-    def code_bytes(self) -> int:
-        """From a head's first code in a block to its first scale."""
-        return -(-self.block_size * self.head_dim // _SCALE_BYTES) * _SCALE_BYTES
-
     def shape(self, num_blocks: int) -> tuple[int, ...]:
         """Of ``blocks_Ln2KSD``, or ``blocks_Ln2KB``."""
         head: tuple[int, ...] = (self.block_size, self.head_dim)
         if self.in_codes:
-            head = (self.code_bytes + self.block_size * _SCALE_BYTES,)
+            head = (head_bytes(self.block_size, self.head_dim),)
         return (self.num_layers, num_blocks, 2, self.num_kv_heads, *head)
 
     def num_blocks(self, start: int, end: int) -> int:
@@ -273,11 +269,14 @@ def _tails(blocks_Ln2KSD: Words, header: TicketHeader) -> list[Words]:
     filled = (header.end - header.start - 1) % layout.block_size + 1
     if not layout.in_codes:
         return [blocks_Ln2KSD[:, -1:, :, :, filled:]]
-    codes = layout.block_size * layout.head_dim
+    codes, scales = (
+        layout.block_size * layout.head_dim,
+        code_bytes(layout.block_size, layout.head_dim),
+    )
     return [
-        blocks_Ln2KSD[..., codes : layout.code_bytes],
+        blocks_Ln2KSD[..., codes:scales],
         blocks_Ln2KSD[:, -1:, :, :, filled * layout.head_dim : codes],
-        blocks_Ln2KSD[:, -1:, :, :, layout.code_bytes + filled * _SCALE_BYTES :],
+        blocks_Ln2KSD[:, -1:, :, :, scales + filled * SCALE_BYTES :],
     ]
 
 

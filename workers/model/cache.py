@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.kv_layer import CodedKV, KVLayer, head_bytes
+from ...kernels.kv_bytes import head_bytes
+from ...kernels.kv_layer import CodedKV, KVLayer
 from ..config import KVCacheDType
 from .config import ModelConfig
 
