@@ -234,7 +234,7 @@ class ServiceConfig(FrozenConfig):
                     f"the prefill pools are: {', '.join(prefill) or 'none'}"
                 )
             mine, theirs = self.engine_of(pool), self.engine_of(source)
-            for key in ("model", "dtype", "block_size"):
+            for key in ("model", "dtype", "kv_cache_dtype", "block_size"):
                 if getattr(mine, key) != getattr(theirs, key):
                     raise ValueError(
                         f"pools {pool.name!r} and {source.name!r} cannot exchange KV: {key} is "

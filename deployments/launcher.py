@@ -32,6 +32,7 @@ import httpx
 import psutil
 
 from ..workers.config import EngineConfig
+from ..workers.kv.ticket import KVLayout
 from . import haproxy
 from .application_file import Application, read_shapes
 from .check.demand import total_demand, whole
@@ -110,8 +111,9 @@ def kv_bytes_per_token(engine: EngineConfig) -> int:
     heads = shapes["num_attention_heads"]
     head_dim = shapes.get("head_dim") or shapes["hidden_size"] // heads
     kv_heads = shapes.get("num_key_value_heads") or heads
-    width = 4 if dtype == "float32" else 2
-    return int(2 * shapes["num_hidden_layers"] * kv_heads * head_dim * width)
+    kept_as = dtype if engine.kv_cache_dtype == "auto" else engine.kv_cache_dtype
+    layout = KVLayout(bytes(32), kept_as, shapes["num_hidden_layers"], kv_heads, head_dim, 1)
+    return layout.bytes_per_block
 
 
 class LocalServer:

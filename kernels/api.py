@@ -4,7 +4,8 @@ Shape suffixes: T new tokens of the whole batch, N cache blocks, S tokens in a b
 heads, K key/value heads, A = H + K, D head_dim, E = D / 2, C channels (any width).
 
 One layer of the cache is ``kv_N2KSD``: keys at index 0 and values at index 1 of the second axis. A
-head's keys in one block lie together, so gathering blocks gives each head one plain matrix.
+head's keys in one block lie together, so gathering blocks gives each head one plain matrix. In
+place of that tensor stands a ``CodedKV`` where the cache is quantized; see ``kv_layer``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .context import ForwardContext
+from .kv_layer import KVLayer
 from .quantized import QuantizedWeight
 from .sampling.api import SamplingKernels
 
@@ -44,7 +46,7 @@ class PackedSwiGLU(Protocol):
 class Attention(Protocol):
     """Attention of one step's batch, planned once and called for every layer."""
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         """Causal attention of every new token over its own sequence, [T, H * D].
 
         Queries come scaled: scores are plain products.
@@ -75,7 +77,7 @@ class LayerStack(Protocol):
         context: ForwardContext,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_layers: Sequence[Tensor],
+        kv_layers: Sequence[KVLayer],
     ) -> Tensor:
         """The residual stream behind the last layer, float32 [T, C].
 
@@ -134,7 +136,7 @@ class Kernels(Protocol):
         weight_AD: Tensor,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_N2KSD: Tensor,
+        kv_N2KSD: KVLayer,
         slots_T: Tensor,
         eps: float,
     ) -> Tensor:

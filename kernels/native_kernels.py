@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .kv_layer import KVLayer
 from .native.attention import AttentionPool, NativeAttention
 from .native.forward import NativeStack
 from .native.library import Library
@@ -71,7 +72,7 @@ class NativeKernels:
         weight_AD: Tensor,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_N2KSD: Tensor,
+        kv_N2KSD: KVLayer,
         slots_T: Tensor,
         eps: float,
     ) -> Tensor:

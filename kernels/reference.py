@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .kv_layer import KVLayer, layer_shape, read_blocks, write_tokens
 from .quantized import QuantizedWeight
 from .sampling.reference import ReferenceSampling
 
@@ -55,7 +56,7 @@ class ReferenceAttention:
 
     context: ForwardContext
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         num_tokens, num_heads, head_dim = q_THD.shape
         out_THD = torch.empty_like(q_THD)
         for sequence in range(self.context.num_sequences):
@@ -74,9 +75,9 @@ class ReferenceAttention:
                 out_THD[start:end] = out.to(q_THD.dtype)
         return out_THD.view(num_tokens, num_heads * head_dim)
 
-    def _gather(self, kv_N2KSD: Tensor, sequence: int) -> tuple[Tensor, Tensor]:
-        table = torch.tensor(self.context.block_tables[sequence], device=kv_N2KSD.device)
-        kv_2LKD = kv_N2KSD[table].permute(1, 0, 3, 2, 4).flatten(1, 2).float()
+    def _gather(self, kv_N2KSD: KVLayer, sequence: int) -> tuple[Tensor, Tensor]:
+        found = read_blocks(kv_N2KSD, self.context.block_tables[sequence])
+        kv_2LKD = found.permute(1, 0, 3, 2, 4).flatten(1, 2)
         keys_LKD, values_LKD = kv_2LKD[:, : self.context.seq_lens[sequence]]
         return keys_LKD, values_LKD
 
@@ -124,20 +125,21 @@ class ReferenceKernels:
         weight_AD: Tensor,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_N2KSD: Tensor,
+        kv_N2KSD: KVLayer,
         slots_T: Tensor,
         eps: float,
     ) -> Tensor:
         """See ``Kernels.qk_norm_rope_write``."""
-        _, _, num_kv_heads, block_size, head_dim = kv_N2KSD.shape
+        _, num_kv_heads, _, head_dim = layer_shape(kv_N2KSD)
         num_heads = weight_AD.shape[0] - num_kv_heads
         heads_THD = qkv_TC.view(qkv_TC.shape[0], -1, head_dim)
         qk_TAD = heads_THD[:, : weight_AD.shape[0]]
         normed_TAD = _normalised(qk_TAD, eps).to(qkv_TC.dtype) * weight_AD
-        qk_TAD = rotate(normed_TAD, cos_TE, sin_TE).to(qkv_TC.dtype)
-        kv_T2KD = torch.stack((qk_TAD[:, num_heads:], heads_THD[:, -num_kv_heads:]), dim=1)
-        kv_N2KSD[slots_T // block_size, :, :, slots_T % block_size] = kv_T2KD
-        return qk_TAD[:, :num_heads]
+        qk_TAD = rotate(normed_TAD, cos_TE, sin_TE)
+        values_TKD = heads_THD[:, -num_kv_heads:].float()
+        kv_T2KD = torch.stack((qk_TAD[:, num_heads:], values_TKD), dim=1)
+        write_tokens(kv_N2KSD, slots_T, kv_T2KD)
+        return qk_TAD[:, :num_heads].to(qkv_TC.dtype)
 
     def plan_attention(self, context: ForwardContext) -> ReferenceAttention:
         """See ``Kernels.plan_attention``."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .context import ForwardContext
+from .kv_layer import KVLayer, gather_heads, layer_shape
 
 # A further group of decode rows costs about as much as this many blocks of padding.
 BLOCKS_PER_GROUP = 4
@@ -39,7 +40,7 @@ class PagedAttention:
         for group in decode_groups(context, decoding):
             self._parts.append(DecodeGroup(context, group, scratch))
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         if len(self._parts) == 1:
             return self._parts[0](q_THD, kv_N2KSD)
         out_TC = q_THD.new_empty(q_THD.shape[0], q_THD.shape[1] * q_THD.shape[2])
@@ -64,9 +65,9 @@ class PrefillChunk:
             (size, size), float("-inf"), device=context.positions_T.device
         ).triu(1)
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         num_tokens, num_heads, head_dim = q_THD.shape
-        keys_KLD, values_KLD = self._gather(kv_N2KSD)[:, 0]
+        keys_KLD, values_KLD = self._gather(kv_N2KSD, q_THD.dtype)[:, 0]
         num_kv_heads = keys_KLD.shape[0]
         self._causal_TT = self._causal_TT.to(q_THD.dtype)  # sums of mixed dtypes are slow
         q_KGTD = q_THD.view(num_tokens, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
@@ -110,11 +111,11 @@ class DecodeGroup:
         padded = torch.arange(self._gather.num_tokens, device=device)
         self._hidden_B11L = (padded >= lengths_B[:, None])[:, None, None]
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         batch, num_heads, head_dim = q_THD.shape
-        num_kv_heads = kv_N2KSD.shape[2]
+        num_kv_heads = layer_shape(kv_N2KSD).kv_heads
         # One product per sequence and key head: (G, D) x (D, L), then (G, L) x (L, D).
-        keys_PLD, values_PLD = self._gather(kv_N2KSD).flatten(1, 2)
+        keys_PLD, values_PLD = self._gather(kv_N2KSD, q_THD.dtype).flatten(1, 2)
         q_PGD = q_THD.reshape(batch * num_kv_heads, -1, head_dim)
         scores_PGL = torch.bmm(q_PGD, keys_PLD.transpose(1, 2))
         scores_PGL.view(batch, num_kv_heads, -1, scores_PGL.shape[2]).masked_fill_(
@@ -136,18 +137,15 @@ class BlockGather:
         self._scratch = scratch
         self.num_tokens = longest * context.block_size
 
-    def __call__(self, kv_N2KSD: Tensor) -> Tensor:
-        """[2, B, K, L, D], L the padded length; valid until the next gather."""
-        _, _, heads, block_size, dim = kv_N2KSD.shape
+    def __call__(self, kv_N2KSD: KVLayer, dtype: torch.dtype) -> Tensor:
+        """[2, B, K, L, D] of ``dtype``, L the padded length; valid until the next gather."""
+        _, heads, block_size, dim = layer_shape(kv_N2KSD)
         batch, longest = self._blocks_BM.shape
         if self._rows is None:
             self._rows = self._row_index(heads)
         count = self._rows.shape[0]
-        row_size = block_size * dim
-        out = self._scratch(count * row_size, kv_N2KSD.dtype, kv_N2KSD.device)
-        torch.index_select(
-            kv_N2KSD.view(-1, row_size), 0, self._rows, out=out.view(count, row_size)
-        )
+        out = self._scratch(count * block_size * dim, dtype, kv_N2KSD.device)
+        gather_heads(kv_N2KSD, self._rows, out.view(count, block_size, dim))
         return out.view(2, batch, heads, longest * block_size, dim)
 
     def _row_index(self, heads: int) -> Tensor:

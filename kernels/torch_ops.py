@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .kv_layer import CodedKV, KVLayer, layer_shape, write_tokens
 from .quantized import QuantizedWeight
 from .reference import ReferenceLinear, ReferenceSwiGLU
 from .sampling.torch_sampling import TorchSampling
@@ -54,24 +55,32 @@ class TorchKernels:
         weight_AD: Tensor,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_N2KSD: Tensor,
+        kv_N2KSD: KVLayer,
         slots_T: Tensor,
         eps: float,
     ) -> Tensor:
         """See ``Kernels.qk_norm_rope_write``."""
-        _, _, kv_heads, block_size, dim = kv_N2KSD.shape
+        _, kv_heads, _, dim = layer_shape(kv_N2KSD)
         heads_TUD = qkv_TC.view(qkv_TC.shape[0], -1, dim)
         qk_heads = weight_AD.shape[0]
         qk_TAD = heads_TUD[:, :qk_heads]
         normed = _normalised(qk_TAD, eps).mul_(weight_AD)
         first, second = normed.chunk(2, dim=-1)
         cos, sin = cos_TE[:, None], sin_TE[:, None]
+        if isinstance(kv_N2KSD, CodedKV):
+            # Keys are rounded to codes alone, not to the projection's dtype before.
+            wide = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+            qk_TAD.copy_(wide)
+            values_TKD = heads_TUD[:, qk_heads:].float()
+            keys_TKD = wide[:, qk_heads - kv_heads :]
+            write_tokens(kv_N2KSD, slots_T, torch.stack((keys_TKD, values_TKD), dim=1))
+            return heads_TUD[:, : qk_heads - kv_heads]
         # Rounded once, on the way back into the projection's own memory.
         qk_first, qk_second = qk_TAD.chunk(2, dim=-1)
         torch.addcmul(first * cos, second, sin, value=-1, out=qk_first)
         torch.addcmul(second * cos, first, sin, out=qk_second)
         kv_T2KD = heads_TUD[:, qk_heads - kv_heads :].view(-1, 2, kv_heads, dim)
-        kv_N2KSD[slots_T // block_size, :, :, slots_T % block_size] = kv_T2KD
+        write_tokens(kv_N2KSD, slots_T, kv_T2KD)
         return heads_TUD[:, : qk_heads - kv_heads]
 
     def plan_attention(self, context: ForwardContext) -> PagedAttention:

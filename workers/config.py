@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 QuantizationName = Literal["none", "int8", "w8a8", "int4", "nf4"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDType = Literal["auto", "int8", "fp8"]
 
 
 class FrozenConfig(BaseModel):
@@ -74,10 +75,14 @@ class EngineConfig(FrozenConfig):
     model: str = "embedded"
     """``embedded``, a checkpoint folder, or a hub name."""
     dtype: DTypeName = "auto"
-    """Weights and KV cache; ``auto`` takes the checkpoint's."""
+    """Of the weights, and of the KV cache unless ``kv_cache_dtype`` says otherwise; ``auto`` takes
+    the checkpoint's."""
     quantization: QuantizationName = "none"
     """What the linears are rounded to while they are loaded; a checkpoint that is quantized already
     needs ``none``."""
+    kv_cache_dtype: KVCacheDType = "auto"
+    """What keys and values are stored as: ``auto`` takes the weights' dtype; ``int8`` and ``fp8``
+    (e4m3) are codes of one byte with a scale for each token and KV head."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     block_size: int = Field(64, ge=1, le=1024)
     """Tokens in a KV block."""

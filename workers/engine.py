@@ -69,7 +69,7 @@ class Engine:
             prefix_caching=config.prefix_caching,
         )
         self._scheduler = Scheduler(config, self._kv)
-        self.kv_layout = _kv_layout(self.loaded, config.block_size)
+        self.kv_layout = _kv_layout(self.loaded, config)
         self._exports = ExportDesk(
             self.executor,
             self._scheduler,
@@ -319,13 +319,13 @@ class Engine:
         self._imports.check_integrity()
 
 
-def _kv_layout(loaded: LoadedModel, block_size: int) -> KVLayout:
-    shapes = loaded.model.config
+def _kv_layout(loaded: LoadedModel, config: EngineConfig) -> KVLayout:
+    shapes, kept_as = loaded.model.config, config.kv_cache_dtype
     return KVLayout(
         fingerprint=loaded.fingerprint,
-        dtype=ticket_dtype(loaded.model.dtype),
+        dtype=ticket_dtype(loaded.model.dtype) if kept_as == "auto" else kept_as,
         num_layers=shapes.num_layers,
         num_kv_heads=shapes.num_kv_heads,
         head_dim=shapes.head_dim,
-        block_size=block_size,
+        block_size=config.block_size,
     )

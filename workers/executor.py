@@ -11,6 +11,7 @@ from torch import Tensor
 from ..kernels.context import build_context
 from ..kernels.sampling.api import SamplingKernels
 from .batch import BatchInputs
+from .config import KVCacheDType
 from .model.cache import KVCache
 from .model.qwen3 import Qwen3Model
 from .types import BlockId
@@ -71,9 +72,16 @@ class Executor(Protocol):
 class LocalExecutor:
     """The whole model in this process."""
 
-    def __init__(self, model: Qwen3Model, *, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        model: Qwen3Model,
+        *,
+        num_blocks: int,
+        block_size: int,
+        kv_cache_dtype: KVCacheDType = "auto",
+    ) -> None:
         self.model = model
-        self.cache: KVCache = model.new_cache(num_blocks, block_size)
+        self.cache: KVCache = model.new_cache(num_blocks, block_size, kv_cache_dtype)
         self._hidden_TC = torch.empty(0)
 
     @property

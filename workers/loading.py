@@ -143,7 +143,9 @@ def load_part(config: EngineConfig, shard: ShardSpec = WHOLE, *, ranks_here: int
     return LoadedPart(
         model=load(shard),
         whole_layers=load(shard.whole_layers, with_head=False) if by_tokens else None,
-        fingerprint=model_fingerprint(folder, quantization=config.quantization),
+        fingerprint=model_fingerprint(
+            folder, quantization=config.quantization, kv_cache_dtype=config.kv_cache_dtype
+        ),
         limit=limit,
     )
 
@@ -157,7 +159,9 @@ def pool_blocks(config: EngineConfig, part: LoadedPart, *, ranks_here: int = 1) 
     model, told = part.model, config.kv_cache_bytes
     shapes = model.config if told is not None else model.shard.local_config(model.config)
     return num_kv_blocks(
-        bytes_per_block=KVCache.bytes_per_block(shapes, config.block_size, model.dtype),
+        bytes_per_block=KVCache.bytes_per_block(
+            shapes, config.block_size, model.dtype, config.kv_cache_dtype
+        ),
         told_bytes=told,
         free=free_bytes(model.device) // (ranks_here if model.device.type == "cpu" else 1),
         share=config.kv_memory_share,

@@ -11,7 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from .config import EngineConfig, FrozenConfig, ParallelConfig, QuantizationName
+from .config import EngineConfig, FrozenConfig, KVCacheDType, ParallelConfig, QuantizationName
 from .llm import LLM, Message, RequestOutput
 from .types import SamplingParams
 
@@ -44,6 +44,8 @@ class PluginConfig(FrozenConfig):
     """``auto``, ``fp32``, ``bf16`` or ``fp16``."""
     quantization: QuantizationName = "none"
     """What the linears are rounded to on load: ``int8``, ``w8a8``, ``int4`` or ``nf4``."""
+    kv_cache_dtype: KVCacheDType = "auto"
+    """What keys and values are rounded to: ``int8`` or ``fp8``; ``auto`` keeps the precision."""
     tensor_parallel_size: int = Field(1, ge=1)
     """Ranks that share every layer."""
     pipeline_parallel_size: int = Field(1, ge=1)
@@ -75,6 +77,7 @@ class PluginConfig(FrozenConfig):
             model=self.model_path,
             dtype=PRECISIONS[self.precision],
             quantization=self.quantization,
+            kv_cache_dtype=self.kv_cache_dtype,
             max_num_seqs=self.max_batch_size,
             max_batched_tokens=max(1024, self.max_batch_size),
             kv_cache_bytes=self.kv_cache_bytes,

@@ -77,7 +77,7 @@ def engine_memory(config: EngineConfig) -> tuple[RankMemory, ...]:
             # Steps that are split by tokens need every weight of the stage, beside the rank's own.
             weights += _weight_bytes(shapes, shard.whole_layers, with_head=False)
         per_block = KVCache.bytes_per_block(
-            shard.local_config(shapes), config.block_size, shapes.dtype
+            shard.local_config(shapes), config.block_size, shapes.dtype, config.kv_cache_dtype
         )
         ranks.append(RankMemory(rank, weights, None if blocks is None else blocks * per_block))
     return tuple(ranks)
@@ -93,7 +93,9 @@ def _kv_blocks(config: EngineConfig, shapes: ModelConfig) -> int | None:
     if config.kv_cache_bytes is None:
         return None
     blocks = num_kv_blocks(
-        bytes_per_block=KVCache.bytes_per_block(shapes, config.block_size, shapes.dtype),
+        bytes_per_block=KVCache.bytes_per_block(
+            shapes, config.block_size, shapes.dtype, config.kv_cache_dtype
+        ),
         told_bytes=config.kv_cache_bytes,
         free=0,
         share=config.kv_memory_share,
@@ -101,10 +103,10 @@ def _kv_blocks(config: EngineConfig, shapes: ModelConfig) -> int | None:
     )
     capacity = blocks * config.block_size
     if config.max_model_len is not None and capacity < limit:
+        a_token = KVCache.bytes_per_block(shapes, 1, shapes.dtype, config.kv_cache_dtype)
         raise ValueError(
             f"kv_cache_bytes ({config.kv_cache_bytes}) holds {capacity} tokens, fewer than "
-            f"max_model_len ({limit}); one token takes "
-            f"{KVCache.bytes_per_block(shapes, 1, shapes.dtype)} bytes"
+            f"max_model_len ({limit}); one token takes {a_token} bytes"
         )
     return blocks
 

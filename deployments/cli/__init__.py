@@ -45,6 +45,13 @@ class Format(StrEnum):
     NF4 = "nf4"
 
 
+class KVCodes(StrEnum):
+    """What the KV cache can be rounded to."""
+
+    INT8 = "int8"
+    FP8 = "fp8"
+
+
 class Shape(StrEnum):
     """Real shapes that a random checkpoint can have."""
 
@@ -96,6 +103,10 @@ def serve_command(
         Format | None,
         typer.Option(help="Round the linears while loading.", show_default="none"),
     ] = None,
+    kv_cache_dtype: Annotated[
+        KVCodes | None,
+        typer.Option(help="Round the KV cache to codes of one byte.", show_default="the dtype"),
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API.", show_default="MODEL")
     ] = None,
@@ -115,6 +126,7 @@ def serve_command(
             port,
             None if dtype is None else dtype.value,
             None if quantization is None else quantization.value,
+            None if kv_cache_dtype is None else kv_cache_dtype.value,
             served_model_name,
         ),
     )
@@ -166,6 +178,10 @@ def generate_command(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Seed = None,
     dtype: Precision = DType.AUTO,
+    kv_cache_dtype: Annotated[
+        KVCodes | None,
+        typer.Option(help="Round the KV cache to codes of one byte.", show_default="the dtype"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer one prompt without a server. Standard output carries the answer only."""
@@ -176,7 +192,16 @@ def generate_command(
         temperature=temperature, seed=seed, max_tokens=max_tokens, thinking_budget=budget
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    run_generate(text, model, dtype.value, params, thinking=think, raw=raw, as_json=as_json)
+    run_generate(
+        text,
+        model,
+        dtype.value,
+        "auto" if kv_cache_dtype is None else kv_cache_dtype.value,
+        params,
+        thinking=think,
+        raw=raw,
+        as_json=as_json,
+    )
 
 
 @app.command(

@@ -18,6 +18,7 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the report here
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
 QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4 or nf4.")]
+KVOption = Annotated[str, typer.Option("--kv-cache-dtype", help="auto, int8 or fp8.")]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
@@ -29,6 +30,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 def speed(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
+    kv_cache_dtype: KVOption = "auto",
     rounds: Rounds = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
@@ -42,7 +44,7 @@ def speed(
     """
     from .bench_runs import run_speed
 
-    run_speed(model, dtype, rounds, threads, json_file, picture)
+    run_speed(model, dtype, kv_cache_dtype, rounds, threads, json_file, picture)
 
 
 @bench_app.command(
@@ -168,6 +170,7 @@ def accuracy(
     seed: Annotated[int, typer.Option(help="Of the choice of items and of sampling.")] = 0,
     dtype: DTypeOption = "auto",
     quantization: QuantizationOption = "none",
+    kv_cache_dtype: KVOption = "auto",
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
@@ -177,13 +180,14 @@ def accuracy(
     """
     from .bench_accuracy import run_embedded_accuracy, run_task_sets, task_set_wishes
 
+    engine = {"dtype": dtype, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
     if model == "embedded" and url is None and not task:
-        run_embedded_accuracy(count, temperature, seed, dtype, quantization, json_file, picture)
+        run_embedded_accuracy(count, temperature, seed, engine, json_file, picture)
         return
     wishes = task_set_wishes(
         task or [], mode or [], limit, seed, temperature, max_tokens, streams, timeout, results
     )
-    run_task_sets(model, url, dtype, quantization, wishes, json_file, picture)
+    run_task_sets(model, url, engine, wishes, json_file, picture)
 
 
 @bench_app.command(
@@ -193,6 +197,7 @@ def accuracy(
 def handoff(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
+    kv_cache_dtype: KVOption = "auto",
     lengths: Annotated[
         str, typer.Option(help="Prompt lengths in tokens.")
     ] = "64,128,256,512,1024,2048",
@@ -217,7 +222,7 @@ def handoff(
         raise typer.BadParameter(
             "numbers with commas between them", param_hint="--lengths"
         ) from None
-    run_handoff(model, dtype, tokens, chunk, threads, rounds, json_file, picture)
+    run_handoff(model, dtype, kv_cache_dtype, tokens, chunk, threads, rounds, json_file, picture)
 
 
 @bench_app.command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,7 @@ def run_embedded_accuracy(
     count: int,
     temperature: float | None,
     seed: int,
-    dtype: str,
-    quantization: str,
+    engine: Mapping[str, str],
     json_file: Path | None,
     picture: Path | None,
 ) -> None:
@@ -35,10 +34,9 @@ def run_embedded_accuracy(
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=512)
     with progress() as say:
         say("loading the embedded model")
-        with LLM("embedded", dtype=dtype, quantization=quantization) as llm:
-            precision = quantization
-            if quantization == "none":
-                precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
+        with LLM("embedded", **engine) as llm:
+            dtype = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
+            precision = precision_of(engine, dtype)
             scores = accuracy.score_all(llm, count, seed, params, say)
     publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
 
@@ -76,8 +74,7 @@ def task_set_wishes(
 def run_task_sets(
     model: str,
     url: str | None,
-    dtype: str,
-    quantization: str,
+    engine: Mapping[str, str],
     wishes: Wishes,
     json_file: Path | None,
     picture: Path | None,
@@ -96,11 +93,18 @@ def run_task_sets(
             found = asyncio.run(evaluate(url, wishes, say))
         precision = SERVED
     else:
-        with running_server(None, model, None, dtype, quantization) as (address, _, config):
+        with running_server(None, model, None, engine) as (address, _, config):
             with progress() as say:
                 found = asyncio.run(evaluate(address, wishes, say))
-            precision = config.dtype if quantization == "none" else quantization
+            precision = precision_of(engine, config.dtype)
     publish(rows(found, precision, typed_command()), json_file, picture, notes=notes(found))
+
+
+def precision_of(engine: Mapping[str, str], dtype: str) -> str:
+    """What a report calls the precision of such an engine, whose weights would be of ``dtype``."""
+    weights = dtype if engine["quantization"] == "none" else engine["quantization"]
+    codes = engine["kv_cache_dtype"]
+    return weights if codes == "auto" else f"{weights}, {codes} KV"
 
 
 def modes_of(model: str) -> tuple[Mode, ...]:

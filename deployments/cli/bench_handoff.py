@@ -15,6 +15,7 @@ from .console import CommandError, out, progress
 def run_handoff(
     model: str,
     dtype: str,
+    kv_cache_dtype: str,
     lengths: Sequence[int],
     chunk: int,
     threads: int,
@@ -30,6 +31,7 @@ def run_handoff(
         {
             "model": model,
             "dtype": dtype,
+            "kv_cache_dtype": kv_cache_dtype,
             "num_threads": threads,
             "max_batched_tokens": chunk,
             "kv_cache_bytes": 2**30,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,7 @@ class ServeWishes:
 def run_speed(
     model: str,
     dtype: str,
+    kv_cache_dtype: str,
     rounds: int,
     threads: int | None,
     json_file: Path | None,
@@ -54,6 +55,7 @@ def run_speed(
         {
             "model": model,
             "dtype": dtype,
+            "kv_cache_dtype": kv_cache_dtype,
             "num_threads": threads,
             "kv_cache_bytes": KV_BYTES,
             "max_num_seqs": DECODE[-1].size,
@@ -82,7 +84,7 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
         raise CommandError("--rate is an open loop; --streams and --offline are a closed one")
     waves: list[serving.Wave] = []
     alone: list[float] = []
-    asked_for = (wishes.url, wishes.model, wishes.config, wishes.dtype)
+    asked_for = (wishes.url, wishes.model, wishes.config, {"dtype": wishes.dtype})
     with running_server(*asked_for) as (url, model, config):
         precision: str = config.dtype
         engine = None
@@ -114,8 +116,7 @@ def running_server(
     url: str | None,
     model: str,
     config_file: Path | None,
-    dtype: str,
-    quantization: str = "none",
+    engine: Mapping[str, str],
 ) -> Iterator[tuple[str, str, EngineConfig]]:
     """Address, model name and engine configuration of a server: the one at ``url``, or an own.
 
@@ -130,12 +131,11 @@ def running_server(
     if url is not None:
         with HttpTalker(url) as talker:
             name = talker.name
-        config = {"model": model, "dtype": dtype, "quantization": quantization}
-        yield url.rstrip("/"), name, EngineConfig.model_validate(config)
+        yield url.rstrip("/"), name, EngineConfig.model_validate({"model": model, **engine})
         return
     application = load_application(
         config_file,
-        Wishes(model, "127.0.0.1", free_ports(1)[0], dtype=dtype, quantization=quantization),
+        Wishes(model, "127.0.0.1", free_ports(1)[0], **engine),
     )
     with stopped_by_signals(), LocalServer(application) as server:
         with progress() as say:

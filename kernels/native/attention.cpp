@@ -35,9 +35,8 @@ struct Attention<T>::Plan {
   }
 
   // The tile's queries, token after token, as the engines take them.
-  void gather_queries(const AttentionTile& tile, View<const T> queries, Scratch& s) const {
-    using Query = typename Scratch::Query;
-    Query* to = s.queries;
+  template <class Query>
+  void gather_queries(const AttentionTile& tile, View<const T> queries, Query* to) const {
     for (int token = 0; token < tile.num_tokens; ++token) {
       const T* from =
           queries.row(tile.first_row + token) + int64_t{tile.kv_head} * shape.group * shape.head_dim;
@@ -47,6 +46,7 @@ struct Attention<T>::Plan {
         } else {
           for (int i = 0; i < shape.head_dim; ++i) to[i] = to_float(from[i]);
         }
+        std::fill(to + shape.head_dim, to + shape.query_stride(), Query{});
         from += shape.head_dim;
         to += shape.query_stride();
       }
@@ -54,38 +54,43 @@ struct Attention<T>::Plan {
   }
 
   // The rows of one part's keys, wherever their blocks lie.
-  void gather_part(const AttentionTile& tile, int part, KVLayer<const T> cache,
-                   PartRows<T>& rows) const {
+  template <class E>
+  void gather_part(const AttentionTile& tile, int part, KVLayer<const E> cache,
+                   PartRows<E>& rows) const {
     const int32_t* table = batch.block_tables + batch.table_starts[tile.sequence];
     const int begin = part * kPartKeys, end = std::min(begin + kPartKeys, tile.num_keys());
     rows.count = end - begin;
     rows.value_offset = cache.values(0, 0) - cache.keys(0, 0);
     for (int position = begin; position < end;) {
-      const T* block = cache.keys(table[position / shape.block_size], tile.kv_head);
+      const E* block = cache.keys(table[position / shape.block_size], tile.kv_head);
       const int offset = position % shape.block_size;
       const int count = std::min(shape.block_size - offset, end - position);
       for (int i = 0; i < count; ++i) {
         rows.keys[position - begin + i] = block + int64_t{offset + i} * shape.head_dim;
       }
+      rows.scales.take(position - begin, cache, block, rows.value_offset, offset, count);
       position += count;
     }
     for (int i = rows.count; i < round_up(rows.count, 16); ++i) rows.keys[i] = rows.keys[i - 1];
+    rows.scales.end(rows.count);
   }
 
-  template <class Engine>
+  template <class Engine, class E>
   void attend(Engine& engine, const AttentionTile& tile, const AttentionItem& item,
-              KVLayer<const T> cache, Scratch& s) const {
+              View<const T> queries, KVLayer<const E> cache, Scratch& s) const {
+    gather_queries(tile, queries, reinterpret_cast<typename Engine::Query*>(s.queries));
+    PartRows<E> rows;
     for (int part = item.first_part; part < item.end_part; ++part) {
-      gather_part(tile, part, cache, s.part);
-      engine.prepare(s.part);
+      gather_part(tile, part, cache, rows);
+      engine.prepare(rows);
       for (int row = 0; row < num_rows(tile); ++row) {
         const int seen = tile.first_position + row / shape.group + 1 - part * kPartKeys;
-        s.visible[row] = std::clamp(seen, 0, s.part.count);
+        s.visible[row] = std::clamp(seen, 0, rows.count);
       }
       for (int begin = 0; begin < num_rows(tile); begin += Engine::kBlockRows) {
         const int end = std::min(begin + Engine::kBlockRows, num_rows(tile));
         if (s.visible[end - 1] == 0) continue;
-        attend_block(engine, begin, end - begin, s);
+        attend_block(engine, rows.scales, begin, end - begin, s);
         for (int row = begin; row < end; ++row) {
           if (s.visible[row] > 0) keep(tile, part, row, row - begin, s);
         }
@@ -93,12 +98,14 @@ struct Attention<T>::Plan {
     }
   }
 
-  // Weighted values of the scratch's part for one block of rows, to part_values and part_state.
-  template <class Engine>
-  void attend_block(const Engine& engine, int begin, int rows, Scratch& s) const {
+  // Weighted values of the engine's part for one block of rows, to part_values and part_state.
+  template <class Engine, class Scales>
+  void attend_block(const Engine& engine, const Scales& scales, int begin, int rows,
+                    Scratch& s) const {
     using Weight = typename Engine::Weight;
+    const auto* queries = reinterpret_cast<const typename Engine::Query*>(s.queries);
     const int* visible = s.visible + begin;
-    engine.scores(s.queries + begin * shape.query_stride(), shape.query_stride(), rows, visible,
+    engine.scores(queries + begin * shape.query_stride(), shape.query_stride(), rows, visible,
                   s.scores, kScoreStride);
     const int count = visible[rows - 1];
     const int width = static_cast<int>(round_up(count, 32));
@@ -106,7 +113,8 @@ struct Attention<T>::Plan {
     for (int row = 0; row < rows; ++row) {
       Weight* to = weights + row * kWeightStride;
       if (visible[row] > 0) {
-        s.part_state[row] = softmax(s.scores + row * kScoreStride, visible[row], width, to);
+        s.part_state[row] = 
+            softmax(s.scores + row * kScoreStride, scales, visible[row], width, to);
       } else {
         std::fill_n(to, width, Weight{});
       }
@@ -197,22 +205,22 @@ void Attention<T>::plan(const Batch& batch) {
 }
 
 template <class T>
-void Attention<T>::run(Worker& worker, View<const T> queries, KVLayer<const T> cache,
+template <class E>
+void Attention<T>::run(Worker& worker, View<const T> queries, KVLayer<const E> cache,
                        View<T> out) const {
   Plan& p = *plan_;
   AttentionScratch<T>& s = *p.scratch[static_cast<size_t>(worker.index)];
-  DotAttention<T> few(p.shape.head_dim, nullptr);
-  typename ManyRows<T>::Engine many(p.shape.head_dim, s.engine);
+  DotAttention<T, E> few(p.shape.head_dim, nullptr);
+  typename ManyRows<T, E>::Engine many(p.shape.head_dim, s.engine);
   const auto num_items = static_cast<int64_t>(p.split.items.size());
   for (int64_t i = worker.take(); i < num_items; i = worker.take()) {
     const AttentionItem& item = p.split.items[static_cast<size_t>(i)];
     const AttentionTile& tile = p.split.tiles[static_cast<size_t>(item.tile)];
-    p.gather_queries(tile, queries, s);
     // By the sequence's rows: how many a tile has depends on the number of workers.
     if (tile.of_tokens * p.shape.group <= kFewRows) {
-      p.attend(few, tile, item, cache, s);
+      p.attend(few, tile, item, queries, cache, s);
     } else {
-      p.attend(many, tile, item, cache, s);
+      p.attend(many, tile, item, queries, cache, s);
     }
     if (tile.partial >= 0) {
       if (!p.ends_tile(tile, item)) continue;
@@ -224,5 +232,15 @@ void Attention<T>::run(Worker& worker, View<const T> queries, KVLayer<const T> c
 
 template class Attention<float>;
 template class Attention<bf16>;
+
+#define PIO_RUN(T, E) \
+  template void Attention<T>::run(Worker&, View<const T>, KVLayer<const E>, View<T>) const
+PIO_RUN(float, float);
+PIO_RUN(float, Int8Code);
+PIO_RUN(float, Fp8Code);
+PIO_RUN(bf16, bf16);
+PIO_RUN(bf16, Int8Code);
+PIO_RUN(bf16, Fp8Code);
+#undef PIO_RUN
 
 }  // namespace pio

@@ -25,9 +25,11 @@ class Attention {
   void plan(const Batch& batch);
 
   // Every new token attends to all tokens of its sequence up to itself, whose keys and values lie
-  // in the cache. Queries are scaled already. `queries` and `out` are [T, num_heads * head_dim].
-  // May hold barriers inside; `out` is complete after the caller's next barrier.
-  void run(Worker& worker, View<const T> queries, KVLayer<const T> cache, View<T> out) const;
+  // in the cache, as T or as codes. Queries are scaled already. `queries` and `out` are
+  // [T, num_heads * head_dim]. May hold barriers inside; `out` is complete after the caller's next
+  // barrier.
+  template <class E>
+  void run(Worker& worker, View<const T> queries, KVLayer<const E> cache, View<T> out) const;
 
  private:
   struct Plan;

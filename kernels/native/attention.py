@@ -8,8 +8,10 @@ import weakref
 from torch import Tensor
 
 from ..context import ForwardContext
+from ..kv_layer import KVLayer, layer_shape
 from .batch import NativeBatch
 from .dtypes import native_dtype
+from .kv_layers import native_kv_address, native_kv_format
 from .library import Library, check
 
 _INT, _LONG, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
@@ -35,7 +37,7 @@ class AttentionPool:
         self._cdll.pio_attention_delete.restype = None
         self._cdll.pio_attention_plan.argtypes = [_POINTER, _POINTER, _LONG]
         self._cdll.pio_attention_run.argtypes = [
-            *(_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER)
+            *(_POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER, _POINTER)
         ]
         for name in ("new", "plan", "run"):
             getattr(self._cdll, f"pio_attention_{name}").restype = ctypes.c_char_p
@@ -44,10 +46,11 @@ class AttentionPool:
         """See ``Kernels.plan_attention``."""
         return NativeAttention(self, context)
 
-    def run(self, attention: NativeAttention, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def run(self, attention: NativeAttention, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         """See ``api.Attention``; the plan is made again where another one came between."""
         num_tokens, num_heads, head_dim = q_THD.shape
-        num_blocks, _, kv_heads, block_size, _ = kv_N2KSD.shape
+        num_blocks, kv_heads, block_size, _ = layer_shape(kv_N2KSD)
+        kv_format = native_kv_format(kv_N2KSD, q_THD.dtype)
         handle = self._handle(native_dtype(q_THD), num_heads, kv_heads, head_dim, block_size)
         if self._planned.get(handle) is not attention:
             self._planned.pop(handle, None)  # a plan that fails leaves none behind
@@ -59,7 +62,7 @@ class AttentionPool:
             self._cdll.pio_attention_run(
                 handle,
                 *(q_THD.data_ptr(), num_tokens, q_THD.stride(0)),
-                *(kv_N2KSD.data_ptr(), out_TC.data_ptr()),
+                *(kv_format, native_kv_address(kv_N2KSD), out_TC.data_ptr()),
             )
         )
         return out_TC
@@ -82,25 +85,22 @@ class NativeAttention:
         self._context = context
         self.batch = NativeBatch(context)
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
         """See ``api.Attention``.
 
         Raises ``ValueError`` for operands that are not of this step or not of one another, and
         ``KernelError`` for a block that the cache does not have.
         """
-        context = self._context
-        if q_THD.shape[0] != context.query_starts[-1] or kv_N2KSD.shape[3] != context.block_size:
+        context, shape = self._context, layer_shape(kv_N2KSD)
+        if q_THD.shape[0] != context.query_starts[-1] or shape.block_size != context.block_size:
             raise ValueError(
-                f"{q_THD.shape[0]} queries over blocks of {kv_N2KSD.shape[3]} tokens; the step has "
+                f"{q_THD.shape[0]} queries over blocks of {shape.block_size} tokens; the step has "
                 f"{context.query_starts[-1]} over blocks of {context.block_size}"
             )
-        if q_THD.dtype != kv_N2KSD.dtype or q_THD.shape[2] != kv_N2KSD.shape[4]:
+        if q_THD.shape[2] != shape.head_dim:
             raise ValueError(
-                f"queries are {q_THD.dtype} with heads of {q_THD.shape[2]}, "
-                f"the cache is {kv_N2KSD.dtype} with heads of {kv_N2KSD.shape[4]}"
+                f"queries have heads of {q_THD.shape[2]}, the cache has heads of {shape.head_dim}"
             )
-        if not kv_N2KSD.is_contiguous():
-            raise ValueError(f"the cache has strides {kv_N2KSD.stride()}; no gaps are allowed")
         if q_THD.stride()[1:] != (q_THD.shape[2], 1):
             q_THD = q_THD.contiguous()
         return self._pool.run(self, q_THD, kv_N2KSD)

@@ -25,8 +25,8 @@ class AttentionHandle {
  public:
   virtual ~AttentionHandle() = default;
   virtual void plan(const Batch& batch, int64_t num_blocks) = 0;
-  virtual void run(const void* queries, int64_t rows, int64_t stride, const void* cache,
-                   void* out) = 0;
+  virtual void run(const void* queries, int64_t rows, int64_t stride, KVFormat format,
+                   const void* cache, void* out) = 0;
 };
 
 template <class T>
@@ -50,15 +50,16 @@ class TypedHandle final : public AttentionHandle {
     attention_.plan(batch);
   }
 
-  void run(const void* queries, int64_t rows, int64_t stride, const void* cache,
+  void run(const void* queries, int64_t rows, int64_t stride, KVFormat format, const void* cache,
            void* out) override {
     const int64_t cols = int64_t{shape_.num_heads} * shape_.head_dim;
-    team_.run([&](Worker& worker) {
-      attention_.run(worker, View<const T>{static_cast<const T*>(queries), rows, cols, stride},
-                     KVLayer<const T>{static_cast<const T*>(cache), shape_.kv_heads,
-                                      shape_.block_size, shape_.head_dim},
-                     View<T>{static_cast<T*>(out), rows, cols, cols});
-    });
+    const auto over = [&](auto layer) {
+      team_.run([&](Worker& worker) {
+        attention_.run(worker, View<const T>{static_cast<const T*>(queries), rows, cols, stride},
+                       layer, View<T>{static_cast<T*>(out), rows, cols, cols});
+      });
+    };
+    with_kv_layer<T>(format, cache, shape_.kv_heads, shape_.block_size, shape_.head_dim, over);
   }
 
  private:
@@ -91,7 +92,9 @@ PIO_API const char* pio_attention_plan(void* handle, const Batch* batch, int64_t
 
 // `queries` [rows, num_heads * head_dim], rows `stride` elements apart; `out` without gaps.
 PIO_API const char* pio_attention_run(void* handle, const void* queries, int64_t rows,
-                                      int64_t stride, const void* cache, void* out) {
-  return guarded(
-      [&] { static_cast<AttentionHandle*>(handle)->run(queries, rows, stride, cache, out); });
+                                      int64_t stride, KVFormat format, const void* cache,
+                                      void* out) {
+  return guarded([&] {
+    static_cast<AttentionHandle*>(handle)->run(queries, rows, stride, format, cache, out);
+  });
 }

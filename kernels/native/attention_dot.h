@@ -11,28 +11,30 @@
 #include <cstdint>
 
 #include "attention_plan.h"
+#include "attention_scales.h"
 #include "simd.h"
 
 namespace pio {
 
 // The rows of one part of one head's keys; the value of a key lies `value_offset` behind it.
-template <class T>
+template <class E>
 struct PartRows {
-  const T* keys[kPartKeys + 64];  // padded with the last key, so that tiles are whole
+  const E* keys[kPartKeys + 64];  // padded with the last key, so that tiles are whole
   int64_t value_offset;
   int count;
+  PartScales<E> scales;
 };
 
-// How elements of T are multiplied: widened to float32.
-template <class T>
+// How elements of type E are multiplied with queries of type T: widened to float32.
+template <class T, class E>
 struct DotStep {
   using Query = float;
   using Operand = simd::Floats;
   static constexpr int kStep = simd::kLanes;
 
   static PIO_INLINE Operand query(const Query* from) { return simd::load(from); }
-  static PIO_INLINE Operand key(const T* from) { return simd::load(from); }
-  static PIO_INLINE Operand key_part(const T* from, int count) {
+  static PIO_INLINE Operand key(const E* from) { return simd::load(from); }
+  static PIO_INLINE Operand key_part(const E* from, int count) {
     return simd::load_part(from, count);
   }
   static PIO_INLINE simd::Floats add(simd::Floats sum, Operand a, Operand b) {
@@ -43,7 +45,7 @@ struct DotStep {
 #ifdef __AVX512BF16__
 // Pairs of bf16 at once.
 template <>
-struct DotStep<bf16> {
+struct DotStep<bf16, bf16> {
   using Query = bf16;
   using Operand = __m512bh;
   static constexpr int kStep = 2 * simd::kLanes;
@@ -62,10 +64,11 @@ struct DotStep<bf16> {
 };
 #endif
 
-template <class T>
+// Of queries of type T over elements of type E: T, or codes, whose scales are the softmax's business.
+template <class T, class E>
 class DotAttention {
  public:
-  using Query = typename DotStep<T>::Query;
+  using Query = typename DotStep<T, E>::Query;
   using Weight = float;
   static constexpr int kBlockRows = 32;
 
@@ -74,7 +77,7 @@ class DotAttention {
   DotAttention(int head_dim, std::byte*) : head_dim_(head_dim) {}
 
   // Takes the part that the next calls are about.
-  void prepare(const PartRows<T>& part) { part_ = &part; }
+  void prepare(const PartRows<E>& part) { part_ = &part; }
 
   // scores[r][j] = queries[r] . key j, for j below `visible[r]` at least; `visible` ascends.
   void scores(const Query* queries, int64_t query_stride, int rows, const int* visible,
@@ -109,7 +112,7 @@ class DotAttention {
 
  private:
   // Loops over sums carry a pragma each: sums stay in registers only where all are unrolled.
-  using Step = DotStep<T>;
+  using Step = DotStep<T, E>;
   using Floats = simd::Floats;
   static constexpr int kLanes = simd::kLanes;
   static constexpr int kTileKeys = 4;
@@ -122,13 +125,13 @@ class DotAttention {
     const int end = std::min(key + kTileKeys, part_->count);
     for (; key < end; ++key) {
       const char* row = reinterpret_cast<const char*>(part_->keys[key] + offset);
-      for (size_t byte = 0; byte < head_dim_ * sizeof(T); byte += 64) {
+      for (size_t byte = 0; byte < head_dim_ * sizeof(E); byte += 64) {
         _mm_prefetch(row + byte, _MM_HINT_T0);
       }
     }
   }
 
-  void score_tile(int rows, const Query* queries, int64_t query_stride, const T* const* keys,
+  void score_tile(int rows, const Query* queries, int64_t query_stride, const E* const* keys,
                   float* scores, int64_t stride) const {
     switch (rows) {
       case 1: return score_rows<1>(queries, query_stride, keys, scores, stride);
@@ -139,7 +142,7 @@ class DotAttention {
   }
 
   template <int kRows>
-  void score_rows(const Query* queries, int64_t query_stride, const T* const* keys, float* scores,
+  void score_rows(const Query* queries, int64_t query_stride, const E* const* keys, float* scores,
                   int64_t stride) const {
     Floats sums[kLanes];
 #pragma GCC unroll 16
@@ -159,11 +162,11 @@ class DotAttention {
     };
     int i = 0;
     for (; i + Step::kStep <= head_dim_; i += Step::kStep) {
-      add(i, [](const T* key) __attribute__((always_inline)) { return Step::key(key); });
+      add(i, [](const E* key) __attribute__((always_inline)) { return Step::key(key); });
     }
     if (i < head_dim_) {
       const int rest = head_dim_ - i;
-      add(i, [rest](const T* key) __attribute__((always_inline)) {
+      add(i, [rest](const E* key) __attribute__((always_inline)) {
         return Step::key_part(key, rest);
       });
     }
@@ -179,16 +182,16 @@ class DotAttention {
     int column = 0;
     for (; column + kVectors * kLanes <= head_dim_; column += kVectors * kLanes) {
       value_columns<kRows, kVectors>(weights, weight_stride, count, column, out, out_stride,
-                                     [](const T* from) { return simd::load(from); });
+                                     [](const E* from) { return simd::load(from); });
     }
     for (; column + kLanes <= head_dim_; column += kLanes) {
       value_columns<kRows, 1>(weights, weight_stride, count, column, out, out_stride,
-                              [](const T* from) { return simd::load(from); });
+                              [](const E* from) { return simd::load(from); });
     }
     if (column < head_dim_) {
       const int rest = head_dim_ - column;
       value_columns<kRows, 1>(weights, weight_stride, count, column, out, out_stride,
-                              [rest](const T* from) { return simd::load_part(from, rest); });
+                              [rest](const E* from) { return simd::load_part(from, rest); });
     }
   }
 
@@ -207,7 +210,7 @@ class DotAttention {
       Floats weight[kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) weight[r] = simd::filled(weights[r * weight_stride + key]);
-      const T* value = part_->keys[key] + offset;
+      const E* value = part_->keys[key] + offset;
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
         const Floats element = load(value + v * kLanes);
@@ -225,7 +228,7 @@ class DotAttention {
   }
 
   const int head_dim_;
-  const PartRows<T>* part_ = nullptr;
+  const PartRows<E>* part_ = nullptr;
 };
 
 }  // namespace pio

@@ -146,6 +146,8 @@ class PanelProduct {
 #endif
 };
 
+// Of keys and values in bf16, or in codes: bf16 holds the numbers of all codes exactly.
+template <class E>
 class PackedAttention {
  public:
   using Query = bf16;
@@ -161,7 +163,7 @@ class PackedAttention {
         keys_(reinterpret_cast<uint32_t*>(memory)),
         values_(keys_ + key_pairs(head_dim)) {}
 
-  void prepare(const PartRows<bf16>& part) {
+  void prepare(const PartRows<E>& part) {
     for (int key = 0; key < part.count; key += 16) pack_keys(part, key);
     for (int panel = 0; panel < value_panels(head_dim_); ++panel) pack_values(part, panel);
   }
@@ -196,8 +198,20 @@ class PackedAttention {
     return static_cast<__mmask32>((uint64_t{1} << std::clamp(count, 0, 32)) - 1);
   }
 
+  // Those of 32 elements that `mask` has, zeros for the others.
+  static PIO_INLINE __m512i load_bf16(__mmask32 mask, const E* from) {
+    if constexpr (kIsCode<E>) {
+      const __m256i codes = _mm256_maskz_loadu_epi8(mask, from);
+      const simd::Floats low = simd::widened(from, _mm256_castsi256_si128(codes));
+      const simd::Floats high = simd::widened(from, _mm256_extracti128_si256(codes, 1));
+      return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    } else {
+      return _mm512_maskz_loadu_epi16(mask, from);
+    }
+  }
+
   // Sixteen keys, as pairs along head_dim; zeros behind its end.
-  void pack_keys(const PartRows<bf16>& part, int key) {
+  void pack_keys(const PartRows<E>& part, int key) {
     const int steps = key_steps(head_dim_);
     uint32_t* to = keys_ + key / kPanelWidth * int64_t{steps} * 16 * kPanelWidth +
                    key % kPanelWidth;
@@ -206,7 +220,7 @@ class PackedAttention {
       __m512i rows[16];
 #pragma GCC unroll 16
       for (int k = 0; k < 16; ++k) {
-        rows[k] = _mm512_maskz_loadu_epi16(mask, part.keys[key + k] + step * 32);
+        rows[k] = load_bf16(mask, part.keys[key + k] + step * 32);
       }
       transpose(rows);
 #pragma GCC unroll 16
@@ -216,7 +230,7 @@ class PackedAttention {
   }
 
   // Pairs of neighbouring keys' values in 64 columns; zeros behind the last key and column.
-  void pack_values(const PartRows<bf16>& part, int panel) {
+  void pack_values(const PartRows<E>& part, int panel) {
     alignas(64) uint16_t index[64];  // where the pairs' elements come from: key 0, key 1, key 0, ...
     for (uint16_t i = 0; i < 64; ++i) index[i] = static_cast<uint16_t>(i / 2 + i % 2 * 32);
     const __m512i low = _mm512_load_si512(index), high = _mm512_load_si512(index + 32);
@@ -224,11 +238,11 @@ class PackedAttention {
     const __mmask32 left = inside(head_dim_ - column), right = inside(head_dim_ - column - 32);
 
     uint32_t* to = values_ + panel * kValuePanel;
-    const auto pack_pair = [&](const bf16* first, const bf16* second, bool whole) {
+    const auto pack_pair = [&](const E* first, const E* second, bool whole) {
       for (const int half : {0, 32}) {
         const __mmask32 mask = half == 0 ? left : right;
-        const __m512i a = _mm512_maskz_loadu_epi16(mask, first + half);
-        const __m512i b = _mm512_maskz_loadu_epi16(whole ? mask : 0, second + half);
+        const __m512i a = load_bf16(mask, first + half);
+        const __m512i b = load_bf16(whole ? mask : 0, second + half);
         _mm512_store_si512(to + half, _mm512_permutex2var_epi16(a, low, b));
         _mm512_store_si512(to + half + 16, _mm512_permutex2var_epi16(a, high, b));
       }
@@ -240,7 +254,7 @@ class PackedAttention {
       pack_pair(part.keys[key] + offset, part.keys[key + 1] + offset, true);
     }
     if (key < part.count) {
-      const bf16* last = part.keys[key] + offset;
+      const E* last = part.keys[key] + offset;
       pack_pair(last, last, false);
       key += 2;
     }
@@ -282,19 +296,6 @@ class PackedAttention {
   uint32_t* const keys_;
   uint32_t* const values_;
   const PanelProduct product_;
-};
-#endif
-
-// What computes sequences of more rows than `kFewRows`: it pays to lay keys and values out for them.
-constexpr int kFewRows = 8;
-template <class T>
-struct ManyRows {
-  using Engine = DotAttention<T>;
-};
-#ifdef __AVX512BF16__
-template <>
-struct ManyRows<bf16> {
-  using Engine = PackedAttention;
 };
 #endif
 

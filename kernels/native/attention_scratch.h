@@ -10,6 +10,7 @@
 #include "attention_packed.h"
 #include "attention_plan.h"
 #include "attention_softmax.h"
+#include "attention_widened.h"
 #include "huge_buffer.h"
 
 namespace pio {
@@ -40,10 +41,7 @@ struct AttentionShape {
 
 template <class T>
 struct AttentionScratch {
-  using Query = typename DotStep<T>::Query;
-
-  PartRows<T> part;
-  Query* queries;       // [tile_rows, query_stride], zeros behind head_dim
+  float* queries;       // [tile_rows, query_stride] of the engine's own type, zeros behind head_dim
   int* visible;         // [tile_rows]: keys of the part that a row sees
   float* values;        // [tile_rows, value_stride]: weighted values of the parts so far
   SoftmaxState* state;  // [tile_rows]
@@ -71,7 +69,9 @@ struct AttentionScratch {
       place(weights, kMaxBlockRows * kWeightStride);
       place(part_values, kMaxBlockRows * shape.value_stride());
       place(part_state, kMaxBlockRows);
-      place(engine, ManyRows<T>::Engine::memory_bytes(shape.head_dim));
+      place(engine, std::max({ManyRows<T, T>::Engine::memory_bytes(shape.head_dim),
+                              ManyRows<T, Int8Code>::Engine::memory_bytes(shape.head_dim),
+                              ManyRows<T, Fp8Code>::Engine::memory_bytes(shape.head_dim)}));
     }
   }
 

@@ -14,30 +14,32 @@ struct SoftmaxState {
 };
 
 // Weights of the first `visible` keys (at least one), zeros behind them up to `width`, a multiple
-// of 16. `scores` behind the visible ones may hold anything.
-template <class Weight>
-inline SoftmaxState softmax(const float* scores, int visible, int width, Weight* weights) {
+// of 16. `scores` behind the visible ones may hold anything. `scales` are the part's own: the state
+// knows none of those that the weights get.
+template <class Scales, class Weight>
+inline SoftmaxState softmax(const float* scores, const Scales& scales, int visible, int width,
+                            Weight* weights) {
   using simd::Floats, simd::kLanes;
   const int whole = visible / kLanes * kLanes, rest = visible - whole;
-  const Floats last = rest == 0
-                          ? simd::filled(-simd::kInfinity)
-                          : simd::first_lanes(simd::load(scores + whole), rest, -simd::kInfinity);
+  const auto score = [&](int i) { return scales.of_score(i, simd::load(scores + i)); };
+  const Floats last = rest == 0 ? simd::filled(-simd::kInfinity)
+                                : simd::first_lanes(score(whole), rest, -simd::kInfinity);
   Floats highest = last;
-  for (int i = 0; i < whole; i += kLanes) highest = simd::max(simd::load(scores + i), highest);
+  for (int i = 0; i < whole; i += kLanes) highest = simd::max(score(i), highest);
   const float max = simd::largest(highest);
 
   const Floats shift = simd::filled(max);
   Floats sum = simd::zeros();
   int i = 0;
   for (; i < whole; i += kLanes) {
-    const Floats weight = simd::exp(simd::load(scores + i) - shift);
+    const Floats weight = simd::exp(score(i) - shift);
     sum = sum + weight;
-    simd::store(weights + i, weight);
+    simd::store(weights + i, scales.of_weight(i, weight));
   }
   if (rest != 0) {
     const Floats weight = simd::exp(last - shift);
     sum = sum + weight;
-    simd::store(weights + i, weight);
+    simd::store(weights + i, scales.of_weight(i, weight));
     i += kLanes;
   }
   for (; i < width; i += kLanes) simd::store(weights + i, simd::zeros());

@@ -55,6 +55,11 @@ View<const T> reading(View<T> view) {
   return {view.data, view.rows, view.cols, view.stride};
 }
 
+template <class E>
+KVLayer<const E> reading(KVLayer<E> layer) {
+  return {layer.data, layer.kv_heads, layer.block_size, layer.head_dim};
+}
+
 void expect(const char* name, int64_t got, int64_t expected) {
   if (got != expected) {
     throw std::invalid_argument(std::string(name) + " is " + std::to_string(got) +
@@ -116,21 +121,22 @@ struct LayerStack<T>::Parts {
 
   // One worker's part of one layer. Every kernel reads what all workers wrote in the one before.
   void run_layer(Worker& worker, const LayerWeights<T>& layer, View<float> stream,
-                 const Activations<T>& to, const StackStep<T>& step, T* kv_data) const {
+                 const Activations<T>& to, const StackStep& step, void* kv_data) const {
     const int64_t rows = stream.rows, half = shape.head_dim / 2;
     const View<const float> cos{step.cos, rows, half, half}, sin{step.sin, rows, half, half};
-    const KVLayer<T> cache{kv_data, shape.kv_heads, block_size, shape.head_dim};
-    const KVLayer<const T> cached{kv_data, shape.kv_heads, block_size, shape.head_dim};
 
     rms_norm(worker, reading(stream), layer.input_norm, shape.eps, to.normed);
     worker.barrier();
     layer.qkv->run(worker, reading(to.normed), Store<T>{to.qkv});
     worker.barrier();
-    qk_norm_rope_write(worker, reading(to.qkv), layer.qk_norm_AD, cos, sin, step.slots, shape.eps,
-                       cache, to.queries);
-    worker.barrier();
-    attention->run(worker, reading(to.queries), cached, to.attended);
-    worker.barrier();
+    const auto attend = [&]<class E>(KVLayer<E> cache) {
+      qk_norm_rope_write(worker, reading(to.qkv), layer.qk_norm_AD, cos, sin, step.slots,
+                         shape.eps, cache, to.queries);
+      worker.barrier();
+      attention->run(worker, reading(to.queries), reading(cache), to.attended);
+      worker.barrier();
+    };
+    with_kv_layer<T>(step.kv_format, kv_data, shape.kv_heads, block_size, shape.head_dim, attend);
     layer.attention_out->run(worker, reading(to.attended), AddToStream{stream});
     worker.barrier();
     rms_norm(worker, reading(stream), layer.mlp_norm, shape.eps, to.normed);
@@ -158,7 +164,7 @@ template <class T>
 LayerStack<T>::~LayerStack() = default;
 
 template <class T>
-void LayerStack<T>::run(float* stream, int64_t num_tokens, const StackStep<T>& step) {
+void LayerStack<T>::run(float* stream, int64_t num_tokens, const StackStep& step) {
   Parts& parts = *parts_;
   expect_in_cache(step.batch, step.slots, num_tokens, step.num_blocks, step.block_size);
   const int64_t hidden = parts.widths.hidden;

@@ -34,13 +34,13 @@ struct LayerWeights {
 };
 
 // What one step brings besides the residual stream.
-template <class T>
 struct StackStep {
   Batch batch;
   const float* cos;      // [T, head_dim / 2]
   const float* sin;      // likewise
   const int64_t* slots;  // [T], where each token's key and value are written
-  T* const* kv_layers;   // each layer's cache, kv_N2KSD
+  KVFormat kv_format;
+  void* const* kv_layers;  // each layer's cache, kv_N2KSD
   int64_t num_blocks;    // N of each
   int32_t block_size;
 };
@@ -55,7 +55,7 @@ class LayerStack {
   // Every layer over the residual stream, float32 [num_tokens, hidden_size], in place. Buffers grow
   // to the largest step seen and are kept. Throws std::out_of_range for a block or slot that the
   // cache does not have.
-  void run(float* stream, int64_t num_tokens, const StackStep<T>& step);
+  void run(float* stream, int64_t num_tokens, const StackStep& step);
 
  private:
   struct Parts;

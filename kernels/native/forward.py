@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..api import DecoderLayer
 from ..context import ForwardContext
+from ..kv_layer import KVLayer, layer_shape
 from .batch import BatchStruct, NativeBatch
 from .dtypes import native_dtype
+from .kv_layers import native_kv_address, native_kv_format
 from .library import Library, check
 from .linear import AnyLinear, AnySwiGLU, Packed
 
@@ -48,7 +50,7 @@ class _Step(ctypes.Structure):
         ("batch", BatchStruct),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots", "kv_layers")),
         ("num_blocks", ctypes.c_int64),
-        ("block_size", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("block_size", "kv_format")),
     )
 
 
@@ -74,13 +76,14 @@ class NativeStack:
         context: ForwardContext,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_layers: Sequence[Tensor],
+        kv_layers: Sequence[KVLayer],
     ) -> Tensor:
         """See ``LayerStack``. Raises ``ValueError`` for tensors of another shape or layout."""
         stream_TC = hidden_TC.to(torch.float32, copy=True)
-        self._check(context, stream_TC, cos_TE, sin_TE, kv_layers)
+        self._check(context, stream_TC, cos_TE, sin_TE)
+        kv_format = self._kv_format(context, kv_layers)
         batch = NativeBatch(context)
-        addresses = (ctypes.c_void_p * len(kv_layers))(*(kv.data_ptr() for kv in kv_layers))
+        addresses = (ctypes.c_void_p * len(kv_layers))(*map(native_kv_address, kv_layers))
         step = _Step(
             stream=stream_TC.data_ptr(),
             num_tokens=context.query_starts[-1],
@@ -89,8 +92,9 @@ class NativeStack:
             sin=sin_TE.data_ptr(),
             slots=context.slots_T.data_ptr(),
             kv_layers=ctypes.addressof(addresses),
-            num_blocks=kv_layers[0].shape[0],
+            num_blocks=layer_shape(kv_layers[0]).num_blocks,
             block_size=context.block_size,
+            kv_format=kv_format,
         )
         check(self._run(self._stack, ctypes.byref(step)))
         return stream_TC
@@ -101,7 +105,6 @@ class NativeStack:
         stream_TC: Tensor,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_layers: Sequence[Tensor],
     ) -> None:
         """The library sees addresses only: what they stand for is made sure of here."""
         shape, tokens = self._shape, context.query_starts[-1]
@@ -110,11 +113,22 @@ class NativeStack:
         _expect("cos_TE", cos_TE, torch.float32, half)
         _expect("sin_TE", sin_TE, torch.float32, half)
         _expect("slots_T", context.slots_T, torch.int64, (tokens,))
+
+    def _kv_format(self, context: ForwardContext, kv_layers: Sequence[KVLayer]) -> int:
+        """Of all layers, which are of one shape."""
         if len(kv_layers) != len(self._layers):
             raise ValueError(f"{len(kv_layers)} layers of KV came for {len(self._layers)} layers")
-        block = (2, shape.kv_heads, context.block_size, shape.head_dim)
+        num_blocks = layer_shape(kv_layers[0]).num_blocks
+        needed = (num_blocks, self._shape.kv_heads, context.block_size, self._shape.head_dim)
+        formats = {native_kv_format(kv, self._dtype) for kv in kv_layers}
         for kv_N2KSD in kv_layers:
-            _expect("kv_N2KSD", kv_N2KSD, self._dtype, (kv_layers[0].shape[0], *block))
+            if layer_shape(kv_N2KSD) != needed or len(formats) > 1:
+                raise ValueError(
+                    f"kv_N2KSD is of {layer_shape(kv_N2KSD)}, the layers in {len(formats)} "
+                    f"formats; the stack takes one and blocks, KV heads, block size and head_dim "
+                    f"of {needed}"
+                )
+        return formats.pop()
 
 
 def _shape(layer: DecoderLayer, eps: float) -> _Shape:

@@ -31,6 +31,7 @@ struct StepPointers {
   void* const* kv_layers;
   int64_t num_blocks;
   int32_t block_size;
+  KVFormat kv_format;
 };
 
 using AnyStack = std::variant<LayerStack<float>, LayerStack<bf16>>;
@@ -65,7 +66,8 @@ void run(LayerStack<T>& stack, const StepPointers& step) {
                 .cos = step.cos,
                 .sin = step.sin,
                 .slots = step.slots,
-                .kv_layers = reinterpret_cast<T* const*>(step.kv_layers),
+                .kv_format = step.kv_format,
+                .kv_layers = step.kv_layers,
                 .num_blocks = step.num_blocks,
                 .block_size = step.block_size,
             });

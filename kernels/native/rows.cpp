@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
+#include "kv_codes.h"
 #include "simd.h"
 
 namespace pio {
@@ -61,9 +63,9 @@ float inverse_rms(const X* x, int64_t cols, float eps) {
 }
 
 // QK-norm and RoPE of one head. `to` may be `from`: both halves are read before they are written.
-template <class T>
+template <class T, class Out>
 void norm_and_rotate(const T* from, const float* weight, const float* cos, const float* sin,
-                     int64_t head_dim, float eps, T* to) {
+                     int64_t head_dim, float eps, Out* to) {
   const int64_t half = head_dim / 2;
   const Floats scale = simd::filled(inverse_rms(from, head_dim, eps));
   each_vector(half, [&](int64_t i, auto load, auto store) {
@@ -101,18 +103,20 @@ void rms_norm(Worker& worker, View<const X> x, const T* weight, float eps, View<
   }
 }
 
-template <class T>
+template <class T, class E>
 void qk_norm_rope_write(Worker& worker, View<const T> qkv, const float* weight_AD,
                         View<const float> cos, View<const float> sin, const int64_t* slots,
-                        float eps, KVLayer<T> cache, View<T> queries) {
+                        float eps, KVLayer<E> cache, View<T> queries) {
   const int64_t head_dim = cache.head_dim, kv_heads = cache.kv_heads;
   const int64_t num_heads = queries.cols / head_dim;
   const int64_t group = num_heads / kv_heads;
   // A unit is one KV head of one token with its query heads: a single row has work for several.
   const Range units = share(worker, qkv.rows * kv_heads);
+  thread_local std::vector<float> wide;  // one head's, before it becomes codes
+  if constexpr (kIsCode<E>) wide.resize(static_cast<size_t>(head_dim));
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
     const int64_t t = unit / kv_heads, kv_head = unit % kv_heads;
-    const auto normed = [&](int64_t head, T* to) {
+    const auto normed = [&](int64_t head, auto* to) {
       norm_and_rotate(qkv.row(t) + head * head_dim, weight_AD + head * head_dim, cos.row(t),
                       sin.row(t), head_dim, eps, to);
     };
@@ -120,10 +124,20 @@ void qk_norm_rope_write(Worker& worker, View<const T> qkv, const float* weight_A
       normed(head, queries.row(t) + head * head_dim);
     }
     const int64_t block = slots[t] / cache.block_size, offset = slots[t] % cache.block_size;
-    normed(num_heads + kv_head, cache.keys(block, kv_head) + offset * head_dim);
-    std::memcpy(cache.values(block, kv_head) + offset * head_dim,
-                qkv.row(t) + (num_heads + kv_heads + kv_head) * head_dim,
-                sizeof(T) * static_cast<size_t>(head_dim));
+    E* keys = cache.keys(block, kv_head);
+    E* values = cache.values(block, kv_head);
+    const T* value = qkv.row(t) + (num_heads + kv_heads + kv_head) * head_dim;
+    if constexpr (kIsCode<E>) {
+      normed(num_heads + kv_head, wide.data());
+      cache.scales(keys)[offset] = encode(wide.data(), head_dim, keys + offset * head_dim);
+      each_vector(head_dim, [&](int64_t i, auto load, auto store) {
+        store(wide.data() + i, load(value + i));
+      });
+      cache.scales(values)[offset] = encode(wide.data(), head_dim, values + offset * head_dim);
+    } else {
+      normed(num_heads + kv_head, keys + offset * head_dim);
+      std::memcpy(values + offset * head_dim, value, sizeof(T) * static_cast<size_t>(head_dim));
+    }
   }
 }
 
@@ -132,11 +146,15 @@ template void embed(Worker&, View<const bf16>, const int64_t*, View<float>);
 template void rms_norm(Worker&, View<const float>, const float*, float, View<float>);
 template void rms_norm(Worker&, View<const float>, const bf16*, float, View<bf16>);
 template void rms_norm(Worker&, View<const bf16>, const bf16*, float, View<bf16>);
-template void qk_norm_rope_write(Worker&, View<const float>, const float*, View<const float>,
-                                 View<const float>, const int64_t*, float, KVLayer<float>,
-                                 View<float>);
-template void qk_norm_rope_write(Worker&, View<const bf16>, const float*, View<const float>,
-                                 View<const float>, const int64_t*, float, KVLayer<bf16>,
-                                 View<bf16>);
+#define PIO_WRITE(T, E)                                                                      \
+  template void qk_norm_rope_write(Worker&, View<const T>, const float*, View<const float>,  \
+                                   View<const float>, const int64_t*, float, KVLayer<E>, View<T>)
+PIO_WRITE(float, float);
+PIO_WRITE(float, Int8Code);
+PIO_WRITE(float, Fp8Code);
+PIO_WRITE(bf16, bf16);
+PIO_WRITE(bf16, Int8Code);
+PIO_WRITE(bf16, Fp8Code);
+#undef PIO_WRITE
 
 }  // namespace pio

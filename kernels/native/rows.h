@@ -27,10 +27,11 @@ void rms_norm(Worker& worker, View<const X> x, const T* weight, float eps, View<
 // norm gives is rounded to T before the weight, as in `rms_norm`.
 // `cos` and `sin` are float32 [T, head_dim / 2]; channel i turns with channel i + head_dim / 2.
 // Token t goes to slot `slots[t]` = block * block_size + offset. Queries go to `queries`,
-// [T, num_heads * head_dim], which may be the begin of qkv's own rows.
-template <class T>
+// [T, num_heads * head_dim], which may be the begin of qkv's own rows. A cache of codes gets its keys
+// from float32: they are not rounded to T before.
+template <class T, class E>
 void qk_norm_rope_write(Worker& worker, View<const T> qkv, const float* weight_AD,
                         View<const float> cos, View<const float> sin, const int64_t* slots,
-                        float eps, KVLayer<T> cache, View<T> queries);
+                        float eps, KVLayer<E> cache, View<T> queries);
 
 }  // namespace pio

@@ -11,7 +11,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..kv_layer import KVLayer, layer_shape
 from .dtypes import native_dtype
+from .kv_layers import native_kv_address, native_kv_format
 from .library import Library, check
 
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -34,7 +36,7 @@ def _functions(library: Library) -> ctypes.CDLL:
         *(_POINTER, _INT),
         *(_POINTER, _LONG, _LONG, _INT),
         *(_POINTER, _POINTER, _POINTER, _POINTER, _FLOAT),
-        *(_POINTER, _LONG, _INT, _INT, _INT),
+        *(_INT, _POINTER, _LONG, _INT, _INT, _INT),
     ]
     for function in (cdll.pio_embed, cdll.pio_rms_norm, cdll.pio_qk_norm_rope_write):
         function.restype = ctypes.c_char_p
@@ -94,7 +96,7 @@ def qk_norm_rope_write(
     weight_AD: Tensor,
     cos_TE: Tensor,
     sin_TE: Tensor,
-    kv_N2KSD: Tensor,
+    kv_N2KSD: KVLayer,
     slots_T: Tensor,
     eps: float,
 ) -> Tensor:
@@ -102,13 +104,9 @@ def qk_norm_rope_write(
 
     Raises ``KernelError`` for a slot that the cache does not have.
     """
-    num_blocks, _, kv_heads, block_size, head_dim = kv_N2KSD.shape
+    num_blocks, kv_heads, block_size, head_dim = layer_shape(kv_N2KSD)
+    kv_format = native_kv_format(kv_N2KSD, qkv_TC.dtype)
     num_heads = weight_AD.shape[0] - kv_heads
-    if qkv_TC.dtype != kv_N2KSD.dtype or not kv_N2KSD.is_contiguous():
-        raise ValueError(
-            f"the cache is {kv_N2KSD.dtype} with strides {kv_N2KSD.stride()}; "
-            f"{qkv_TC.dtype} without gaps is needed"
-        )
     if head_dim % 2 != 0 or qkv_TC.shape[1] != (num_heads + 2 * kv_heads) * head_dim:
         raise ValueError(
             f"a row of {qkv_TC.shape[1]} elements does not hold {num_heads} + 2 * {kv_heads} "
@@ -122,7 +120,8 @@ def qk_norm_rope_write(
             *(team, native_dtype(qkv_TC)),
             *(qkv_TC.data_ptr(), qkv_TC.shape[0], qkv_TC.stride(0), num_heads),
             *(weight_AD.data_ptr(), cos_TE.data_ptr(), sin_TE.data_ptr(), slots_T.data_ptr(), eps),
-            *(kv_N2KSD.data_ptr(), num_blocks, kv_heads, block_size, head_dim),
+            *(kv_format, native_kv_address(kv_N2KSD), num_blocks),
+            *(kv_heads, block_size, head_dim),
         )
     )
     return qkv_TC[:, : num_heads * head_dim].view(-1, num_heads, head_dim)

@@ -53,6 +53,7 @@ struct Rotation {
   float eps;
 };
 struct Cache {
+  KVFormat format;
   void* data;
   int64_t num_blocks;
   int32_t kv_heads;
@@ -66,15 +67,17 @@ void write_all(Team& team, const Projection& qkv, const Rotation& rotation, cons
   const int64_t half = cache.head_dim / 2;
   const int64_t query_cols = int64_t{qkv.num_heads} * cache.head_dim;
   const int64_t cols = query_cols + 2 * int64_t{cache.kv_heads} * cache.head_dim;
-  team.run([&](Worker& worker) {
-    qk_norm_rope_write(worker, view<T>(static_cast<const void*>(qkv.data), qkv.rows, cols, qkv.stride),
-                       rotation.weight_AD, View<const float>{rotation.cos, qkv.rows, half, half},
-                       View<const float>{rotation.sin, qkv.rows, half, half}, rotation.slots,
-                       rotation.eps,
-                       KVLayer<T>{static_cast<T*>(cache.data), cache.kv_heads, cache.block_size,
-                                  cache.head_dim},
-                       view<T>(qkv.data, qkv.rows, query_cols, qkv.stride));
-  });
+  const auto into = [&](auto layer) {
+    team.run([&](Worker& worker) {
+      qk_norm_rope_write(
+          worker, view<T>(static_cast<const void*>(qkv.data), qkv.rows, cols, qkv.stride),
+          rotation.weight_AD, View<const float>{rotation.cos, qkv.rows, half, half},
+          View<const float>{rotation.sin, qkv.rows, half, half}, rotation.slots, rotation.eps,
+          layer, view<T>(qkv.data, qkv.rows, query_cols, qkv.stride));
+    });
+  };
+  with_kv_layer<T>(cache.format, cache.data, cache.kv_heads, cache.block_size, cache.head_dim,
+                   into);
 }
 
 }  // namespace
@@ -106,11 +109,13 @@ PIO_API const char* pio_qk_norm_rope_write(void* team, DType dtype, void* qkv, i
                                            int64_t stride, int32_t num_heads,
                                            const float* weight_AD, const float* cos,
                                            const float* sin, const int64_t* slots, float eps,
-                                           void* cache, int64_t num_blocks, int32_t kv_heads,
-                                           int32_t block_size, int32_t head_dim) {
+                                           KVFormat format, void* cache, int64_t num_blocks,
+                                           int32_t kv_heads, int32_t block_size,
+                                           int32_t head_dim) {
   return guarded([&] {
     const auto run = dtype == DType::bf16 ? write_all<bf16> : write_all<float>;
     run(*static_cast<Team*>(team), {qkv, rows, stride, num_heads},
-        {weight_AD, cos, sin, slots, eps}, {cache, num_blocks, kv_heads, block_size, head_dim});
+        {weight_AD, cos, sin, slots, eps}, 
+        {format, cache, num_blocks, kv_heads, block_size, head_dim});
   });
 }

@@ -3,10 +3,16 @@
 
 #include <cstdint>
 #include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 namespace pio {
 
 enum class DType : int32_t { f32 = 0, bf16 = 1 };
+
+// How a layer of the cache stores its numbers: as T, or as codes with a scale for each token.
+enum class KVFormat : int32_t { plain = 0, int8 = 1, fp8 = 2 };
 
 // The upper half of a float32.
 struct bf16 {
@@ -59,23 +65,65 @@ struct Batch {
   const int64_t* table_starts;   // num_sequences + 1 prefix sums into block_tables
 };
 
-// One layer of the paged cache, kv_N2KSD (see kernels/api.py).
-template <class T>
+// A code of the cache: a whole number from -127 to 127.
+struct Int8Code {
+  uint8_t bits;
+};
+// A code of the cache in e4m3: sign, four bits of exponent, three of mantissa.
+struct Fp8Code {
+  uint8_t bits;
+};
+
+template <class E>
+constexpr bool kIsCode = std::is_same_v<std::remove_const_t<E>, Int8Code> ||
+                         std::is_same_v<std::remove_const_t<E>, Fp8Code>;
+
+// One layer of the paged cache, kv_N2KSD (see kernels/api.py), whose elements are numbers, or codes
+// with the scales of their rows behind those of each head in each block (see kernels/kv_layer.py).
+template <class E>
 struct KVLayer {
-  T* data;
+  using Scale = std::conditional_t<std::is_const_v<E>, const float, float>;
+
+  E* data;
   int32_t kv_heads;
   int32_t block_size;
   int32_t head_dim;
 
   // Keys of one head in one block: [block_size, head_dim].
-  T* keys(int64_t block, int64_t head) const { return at(block * 2, head); }
+  E* keys(int64_t block, int64_t head) const { return at(block * 2, head); }
   // Values likewise.
-  T* values(int64_t block, int64_t head) const { return at(block * 2 + 1, head); }
+  E* values(int64_t block, int64_t head) const { return at(block * 2 + 1, head); }
+  // Of one head's keys or values in one block: [block_size].
+  Scale* scales(E* head) const {
+    static_assert(kIsCode<E>);
+    return reinterpret_cast<Scale*>(head + codes_of_head());
+  }
 
  private:
-  T* at(int64_t row, int64_t head) const {
-    return data + (row * kv_heads + head) * int64_t{block_size} * head_dim;
+  // Rounded up, so that the scales are aligned.
+  int64_t codes_of_head() const { return (int64_t{block_size} * head_dim + 3) / 4 * 4; }
+  int64_t stride() const {
+    if constexpr (kIsCode<E>) return codes_of_head() + block_size * int64_t{sizeof(float)};
+    return int64_t{block_size} * head_dim;
   }
+  E* at(int64_t row, int64_t head) const { return data + (row * kv_heads + head) * stride(); }
 };
+
+// Calls body(layer) with a layer of the type that `format` names. `Data` is void or const void.
+template <class T, class Data, class Body>
+void with_kv_layer(KVFormat format, Data* data, int32_t kv_heads, int32_t block_size,
+                   int32_t head_dim, Body body) {
+  const auto as = [&]<class E>(E*) {
+    using Element = std::conditional_t<std::is_const_v<Data>, const E, E>;
+    body(KVLayer<Element>{static_cast<Element*>(data), kv_heads, block_size, head_dim});
+  };
+  switch (format) {
+    case KVFormat::plain: return as(static_cast<T*>(nullptr));
+    case KVFormat::int8: return as(static_cast<Int8Code*>(nullptr));
+    case KVFormat::fp8: return as(static_cast<Fp8Code*>(nullptr));
+  }
+  throw std::invalid_argument("there is no KV format " +
+                              std::to_string(static_cast<int32_t>(format)));
+}
 
 }  // namespace pio

@@ -14,15 +14,18 @@ _DTYPES: dict[TicketDType, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "int8": torch.uint8,
+    "fp8": torch.uint8,
 }
+_PLAIN: tuple[TicketDType, ...] = ("float32", "bfloat16", "float16")
 
 
 def ticket_dtype(dtype: torch.dtype) -> TicketDType:
-    """The name of an element type in a ticket. Raises ``ValueError`` for one that cannot travel."""
-    for name, known in _DTYPES.items():
-        if known is dtype:
+    """The name of a plain element type. Raises ``ValueError`` for one that cannot travel."""
+    for name in _PLAIN:
+        if _DTYPES[name] is dtype:
             return name
-    raise ValueError(f"KV travels as one of {', '.join(_DTYPES)}, got {dtype}")
+    raise ValueError(f"KV travels as one of {', '.join(_PLAIN)} or in codes, got {dtype}")
 
 
 def as_tensor(words: Words, dtype: TicketDType) -> Tensor:

@@ -4,7 +4,9 @@ A ticket's bytes, all little-endian:
 1. a header of ``HEADER_BYTES``: magic, version, sizes, whose and which tokens they are, the CRC-32
    of the payload, and at its very end the CRC-32 of everything before;
 2. the payload: the blocks of the whole model, ``blocks_Ln2KSD`` (layers, blocks, key and value, KV
-   heads, tokens of a block, head_dim), as 16- or 32-bit words in C order.
+   heads, tokens of a block, head_dim), as 16- or 32-bit words in C order. KV in codes (``int8``,
+   ``fp8``) comes as bytes, ``blocks_Ln2KB``: for each head in a block its codes [S, D], zeros up to
+   a multiple of four bytes, then its scales [S] as float32.
 
 A ticket covers the tokens ``[start, end)``: ``start`` is a multiple of the block size; ``end`` is
 too, but for the last ticket of a prompt, whose last block is filled up with zeros. Reading checks
@@ -18,15 +20,17 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from isal.isal_zlib import crc32
 
-TicketDType = Literal["float32", "bfloat16", "float16"]
+from ...kernels.kv_bytes import SCALE_BYTES, code_bytes, head_bytes
+
+TicketDType = Literal["float32", "bfloat16", "float16", "int8", "fp8"]
 Buffer = npt.NDArray[np.uint8]
-Words = npt.NDArray[np.int16] | npt.NDArray[np.int32]
+Words = npt.NDArray[np.int16] | npt.NDArray[np.int32] | npt.NDArray[np.uint8]
 """Elements as integers of their width: numpy knows no bfloat16."""
 
 MAGIC = b"IPIOKVT\n"
@@ -34,11 +38,13 @@ VERSION = 1
 HEADER_BYTES = 256
 """A multiple of 64, so that the payload lies as well aligned as the buffer."""
 
-_DTYPES: tuple[TicketDType, ...] = ("float32", "bfloat16", "float16")
+_DTYPES: tuple[TicketDType, ...] = get_args(TicketDType)
 _WORDS: dict[TicketDType, np.dtype[Any]] = {
     "float32": np.dtype("<i4"),
     "bfloat16": np.dtype("<i2"),
     "float16": np.dtype("<i2"),
+    "int8": np.dtype("u1"),
+    "fp8": np.dtype("u1"),
 }
 _PREFIX = struct.Struct("<8sII")  # magic, version, bytes of the header
 _FIELDS = struct.Struct("<QQQQQQQQQQQ32s32s32sI")  # behind the prefix, see _pack_fields
@@ -90,16 +96,17 @@ class KVLayout:
         """Size of a ticket of so many blocks."""
         return HEADER_BYTES + num_blocks * self.bytes_per_block
 
-    def shape(self, num_blocks: int) -> tuple[int, int, int, int, int, int]:
-        """Of ``blocks_Ln2KSD``."""
-        return (
-            self.num_layers,
-            num_blocks,
-            2,
-            self.num_kv_heads,
-            self.block_size,
-            self.head_dim,
-        )
+    @property
+    def in_codes(self) -> bool:
+        """Whether elements are bytes with scales behind them."""
+        return self.words.itemsize == 1
+
+    def shape(self, num_blocks: int) -> tuple[int, ...]:
+        """Of ``blocks_Ln2KSD``, or ``blocks_Ln2KB``."""
+        head: tuple[int, ...] = (self.block_size, self.head_dim)
+        if self.in_codes:
+            head = (head_bytes(self.block_size, self.head_dim),)
+        return (self.num_layers, num_blocks, 2, self.num_kv_heads, *head)
 
     def num_blocks(self, start: int, end: int) -> int:
         """Blocks that the tokens ``[start, end)`` lie in, ``start`` at a block's begin."""
@@ -186,7 +193,8 @@ def encode_ticket(
     payload = buffer[HEADER_BYTES:]
     blocks = _blocks(payload, header)
     write_blocks(blocks)
-    _tail(blocks, header)[...] = 0
+    for tail in _tails(blocks, header):
+        tail[...] = 0
     buffer[:HEADER_BYTES] = np.frombuffer(_pack(header, payload), np.uint8)
 
 
@@ -206,7 +214,7 @@ def decode_ticket(buffer: Buffer, expected: Expected) -> Words:
     if crc32(payload) != checksum:
         raise TicketError("bad_payload_checksum", "the blocks changed on their way")
     blocks = _blocks(payload, header)
-    if _tail(blocks, header).any():
+    if any(tail.any() for tail in _tails(blocks, header)):
         raise TicketError("dirty_tail", f"rows behind token {header.end} are not zero")
     blocks.flags.writeable = False
     return blocks
@@ -255,10 +263,21 @@ def _blocks(payload: Buffer, header: TicketHeader) -> Words:
     return blocks
 
 
-def _tail(blocks_Ln2KSD: Words, header: TicketHeader) -> Words:
-    """The rows behind the last token: none where it fills its block."""
-    filled = (header.end - header.start - 1) % header.layout.block_size + 1
-    return blocks_Ln2KSD[:, -1:, :, :, filled:]
+def _tails(blocks_Ln2KSD: Words, header: TicketHeader) -> list[Words]:
+    """The rows behind the last token, and what fills codes up: none where all is in use."""
+    layout = header.layout
+    filled = (header.end - header.start - 1) % layout.block_size + 1
+    if not layout.in_codes:
+        return [blocks_Ln2KSD[:, -1:, :, :, filled:]]
+    codes, scales = (
+        layout.block_size * layout.head_dim,
+        code_bytes(layout.block_size, layout.head_dim),
+    )
+    return [
+        blocks_Ln2KSD[..., codes:scales],
+        blocks_Ln2KSD[:, -1:, :, :, filled * layout.head_dim : codes],
+        blocks_Ln2KSD[:, -1:, :, :, scales + filled * SCALE_BYTES :],
+    ]
 
 
 def _pack(header: TicketHeader, payload: Buffer) -> bytes:

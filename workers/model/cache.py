@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.kv_bytes import head_bytes
+from ...kernels.kv_layer import CodedKV, KVLayer
+from ..config import KVCacheDType
 from .config import ModelConfig
 
 
 class KVCache:
     """``num_blocks`` blocks of ``block_size`` tokens.
 
-    ``blocks_LN2KSD``: layers, blocks, key and value, KV heads, tokens of a block, head_dim. Block
+    ``blocks_LN2KSD``: layers, blocks, key and value, KV heads, tokens of a block, head_dim; of a
+    cache in codes the last two are one, the bytes of a head in a block (see ``kv_layer``). Block
     ``n`` of the whole model is ``blocks_LN2KSD[:, n]``; a layer sees its own ``layers[l]``.
     """
 
@@ -24,6 +28,7 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        kv_cache_dtype: KVCacheDType = "auto",
     ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
@@ -33,23 +38,31 @@ class KVCache:
         self.block_size = block_size
         # zeros() maps pages only when they are first written; touching them here keeps page faults
         # out of the first steps and makes a lack of memory show now.
+        head: tuple[int, ...] = (block_size, config.head_dim)
+        if kv_cache_dtype != "auto":
+            head, dtype = (head_bytes(block_size, config.head_dim),), torch.uint8
         self.blocks_LN2KSD = torch.empty(
-            config.num_layers,
-            num_blocks,
-            2,
-            config.num_kv_heads,
-            block_size,
-            config.head_dim,
-            dtype=dtype,
-            device=device,
+            config.num_layers, num_blocks, 2, config.num_kv_heads, *head, dtype=dtype, device=device
         ).zero_()
-        self.layers: tuple[Tensor, ...] = tuple(self.blocks_LN2KSD.unbind(0))
+        layers = self.blocks_LN2KSD.unbind(0)
+        self.layers: tuple[KVLayer, ...] = layers
+        if kv_cache_dtype != "auto":
+            self.layers = tuple(
+                CodedKV(layer, kv_cache_dtype, block_size, config.head_dim) for layer in layers
+            )
 
     @staticmethod
-    def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Memory of one block over all layers."""
-        per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-        return per_token * block_size * dtype.itemsize
+    def bytes_per_block(
+        config: ModelConfig,
+        block_size: int,
+        dtype: torch.dtype,
+        kv_cache_dtype: KVCacheDType = "auto",
+    ) -> int:
+        """Memory of one block over all layers; ``dtype`` is the model's."""
+        size = block_size * config.head_dim * dtype.itemsize
+        if kv_cache_dtype != "auto":
+            size = head_bytes(block_size, config.head_dim)
+        return 2 * config.num_layers * config.num_kv_heads * size
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks, (source, destination), as if all at once."""

@@ -1,11 +1,11 @@
-"""A name for a model's weights: what the root of every block hash is made from."""
+"""A name for what a model's KV is: what the root of every block hash is made from."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from ..config import QuantizationName
+from ..config import KVCacheDType, QuantizationName
 from .loader import weight_files
 
 # Weights are sampled, not read whole: 64 windows a file tell two checkpoints of the same shapes
@@ -14,10 +14,16 @@ WINDOWS = 64
 WINDOW_BYTES = 4096
 
 
-def model_fingerprint(path: Path, *, quantization: QuantizationName = "none") -> bytes:
+def model_fingerprint(
+    path: Path,
+    *,
+    quantization: QuantizationName = "none",
+    kv_cache_dtype: KVCacheDType = "auto",
+) -> bytes:
     """SHA-256 over ``config.json``, every weight file's name and header, and a sample of its bytes.
 
-    Weights that are quantized while they are loaded are others, so ``quantization`` is hashed too.
+    Weights that are quantized while they are loaded are others, so ``quantization`` is hashed too;
+    likewise what keys and values are rounded to.
     Raises ``CheckpointError`` for a folder without safetensors weights, ``OSError`` for files that
     cannot be read.
     """
@@ -29,6 +35,8 @@ def model_fingerprint(path: Path, *, quantization: QuantizationName = "none") ->
             _add(digest, window)
     if quantization != "none":
         _add(digest, quantization.encode())
+    if kv_cache_dtype != "auto":
+        _add(digest, f"KV cache in {kv_cache_dtype}".encode())
     return digest.digest()
 
 

@@ -13,7 +13,7 @@ from ...kernels.api import DecoderLayer, Kernels, PackedLinear
 from ...kernels.context import ForwardContext
 from ...kernels.dispatch import select_kernels
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
-from ..config import QuantizationName
+from ..config import KVCacheDType, QuantizationName
 from .cache import KVCache
 from .config import ModelConfig
 from .shard import WHOLE, ShardSpec
@@ -153,10 +153,12 @@ class Qwen3Model:
             num_bytes_read=weights.num_bytes_read,
         )
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
+    def new_cache(
+        self, num_blocks: int, block_size: int, kv_cache_dtype: KVCacheDType = "auto"
+    ) -> KVCache:
         """A cache for this part; ``KVCache.bytes_per_block`` tells its size."""
         local = self.shard.local_config(self.config)
-        return KVCache(local, num_blocks, block_size, self.dtype, self.device)
+        return KVCache(local, num_blocks, block_size, self.dtype, self.device, kv_cache_dtype)
 
     def forward(self, token_ids_T: Tensor, context: ForwardContext, cache: KVCache) -> Tensor:
         """Hidden states behind the final norm, [T, hidden]; writes the tokens' KV into the cache.

@@ -59,7 +59,10 @@ def build_executor(
         return start_grid(config, launcher or LocalRanks())
     loaded = load_model(config)
     executor = LocalExecutor(
-        loaded.model, num_blocks=loaded.num_blocks, block_size=config.block_size
+        loaded.model,
+        num_blocks=loaded.num_blocks,
+        block_size=config.block_size,
+        kv_cache_dtype=config.kv_cache_dtype,
     )
     return loaded, executor
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from ..config import EngineConfig
+from ..config import EngineConfig, KVCacheDType
 from ..executor import GroupLostError
 from ..loading import LoadedPart, load_part, pool_blocks
 from ..model.config import DTYPES, CheckpointError
@@ -55,9 +56,14 @@ def join(
     groups = GridGroups(shard, store, part.model.device, address, watch)
     try:
         num_blocks = pool_blocks(config, part, ranks_here=ranks_here)
-        num_blocks = _agree(groups, part, num_blocks, config.block_size)
+        num_blocks = _agree(groups, part, num_blocks, config)
         stage = Stage(
-            part, groups, config.parallel, num_blocks=num_blocks, block_size=config.block_size
+            part,
+            groups,
+            config.parallel,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            kv_cache_dtype=config.kv_cache_dtype,
         )
     except BaseException:
         groups.close()
@@ -65,14 +71,15 @@ def join(
     return JoinedRank(part, groups, stage, num_blocks)
 
 
-def _agree(groups: GridGroups, part: LoadedPart, num_blocks: int, block_size: int) -> int:
+def _agree(groups: GridGroups, part: LoadedPart, num_blocks: int, config: EngineConfig) -> int:
     """The pool that every rank has room for; all ranks see the same words and decide alike."""
     digest = part.fingerprint
     names = {
         "checkpoint": [int.from_bytes(digest[i : i + 4], "big") for i in range(0, len(digest), 4)],
         "dtype": [list(DTYPES.values()).index(part.model.dtype)],
         "device": [int(part.model.device.type == "cuda")],
-        "block size": [block_size],
+        "KV cache dtype": [get_args(KVCacheDType).index(config.kv_cache_dtype)],
+        "block size": [config.block_size],
         "longest sequence": [part.limit],
     }
     words = [word for values in names.values() for word in values]

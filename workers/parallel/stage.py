@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels.api import DecoderLayer
 from ...kernels.context import build_context
-from ..config import ParallelConfig
+from ..config import KVCacheDType, ParallelConfig
 from ..loading import LoadedPart
 from ..model.cache import KVCache
 from ..model.qwen3 import ALONE, Exchange
@@ -44,11 +44,12 @@ class Stage:
         *,
         num_blocks: int,
         block_size: int,
+        kv_cache_dtype: KVCacheDType,
     ) -> None:
         self.model = part.model
         self.shard = part.model.shard
         self.groups = groups
-        self.cache: KVCache = part.model.new_cache(num_blocks, block_size)
+        self.cache: KVCache = part.model.new_cache(num_blocks, block_size, kv_cache_dtype)
         self._parallel = parallel
         self._whole = part.whole_layers
         self._whole_layers: tuple[DecoderLayer, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inference_pio.kernels.context import ContextItem, ForwardContext, build_context
+from inference_pio.kernels.kv_layer import KVCodes
 from inference_pio.kernels.native.attention import AttentionPool
 from inference_pio.kernels.native.instruction_sets import INSTRUCTION_SETS
 from inference_pio.kernels.native.library import KernelError, cpu_flags, load, usable
 from inference_pio.kernels.reference import ReferenceKernels
+
+from ..coded_samples import FORMATS, coded, unused
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -53,6 +57,7 @@ class Case:
         lengths: list[tuple[int, int]],
         dtype: torch.dtype,
         block_size: int = 16,
+        codes: KVCodes | None = None,
     ) -> None:
         num_heads, kv_heads, dim = heads
         torch.manual_seed(0)
@@ -64,17 +69,18 @@ class Case:
             for count, (computed, new) in zip(need, lengths, strict=True)
         ]
         self.context = build_context(items, block_size, CPU)
-        self.cache = torch.randn(sum(need) + 3, 2, kv_heads, block_size, dim).to(dtype)
+        numbers = torch.randn(sum(need) + 3, 2, kv_heads, block_size, dim).to(dtype)
+        self.cache: Any = numbers if codes is None else coded(numbers, codes)
         # Wider than needed: queries are a view into the projection, as in the model.
         q = torch.randn(self.context.query_starts[-1], num_heads + 2, dim).to(dtype)
         self.q = q[:, :num_heads] * dim**-0.5
         # The reference multiplies hidden values with zero, so it gets a cache without NaN.
         self.expected = ReferenceKernels().plan_attention(self.context)(self.q, self.cache)
-        used = torch.zeros(self.cache.shape[0], block_size, dtype=torch.bool)
+        used = torch.zeros(numbers.shape[0], block_size, dtype=torch.bool)
         for length, table in zip(self.context.seq_lens, self.context.block_tables, strict=True):
             for position in range(length):
                 used[table[position // block_size], position % block_size] = True
-        self.cache.permute(0, 3, 1, 2, 4)[~used] = float("nan")
+        unused(self.cache, ~used)
 
     def by(self, pool: AttentionPool) -> Tensor:
         return pool.plan(self.context)(self.q, self.cache)
@@ -86,13 +92,17 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("codes", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", HEADS)
 def test_is_the_reference_in_any_number_of_threads(
-    pools: list[AttentionPool], dtype: torch.dtype, heads: tuple[int, int, int]
+    pools: list[AttentionPool],
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    codes: KVCodes | None,
 ) -> None:
     for lengths in BATCHES.values():
-        case = Case(heads, lengths, dtype)
+        case = Case(heads, lengths, dtype, codes=codes)
         got = case.by(pools[0])
         close(got, case.expected)
         for pool in pools[1:]:
@@ -109,6 +119,7 @@ def test_is_the_reference_in_any_number_of_threads(
     block_size=st.integers(1, 40),
     lengths=st.lists(st.tuples(st.integers(0, 600), st.integers(1, 60)), min_size=1, max_size=3),
     dtype=st.sampled_from(DTYPES),
+    codes=st.sampled_from(FORMATS),
 )
 def test_any_shape(
     pools: list[AttentionPool],
@@ -118,15 +129,19 @@ def test_any_shape(
     block_size: int,
     lengths: list[tuple[int, int]],
     dtype: torch.dtype,
+    codes: KVCodes | None,
 ) -> None:
-    case = Case((kv_heads * group, kv_heads, dim), lengths, dtype, block_size)
+    case = Case((kv_heads * group, kv_heads, dim), lengths, dtype, block_size, codes)
     close(case.by(pools[1]), case.expected)
 
 
-def test_a_float32_row_is_the_same_alone_and_in_any_chunk(pools: list[AttentionPool]) -> None:
+@pytest.mark.parametrize("codes", FORMATS)
+def test_a_float32_row_is_the_same_alone_and_in_any_chunk(
+    pools: list[AttentionPool], codes: KVCodes | None
+) -> None:
     """One prompt at once, in chunks, token by token: the same bits."""
     length = PART + 70
-    case = Case((4, 2, 40), [(0, length), (30, 1)], torch.float32)
+    case = Case((4, 2, 40), [(0, length), (30, 1)], torch.float32, codes=codes)
     whole = case.by(pools[0])[:length]
     table = case.context.block_tables[0]
     for step in (1, 9, 100):
@@ -184,7 +199,7 @@ def test_errors_name_what_is_wrong(pools: list[AttentionPool]) -> None:
     plan = pools[0].plan(case.context)
     with pytest.raises(ValueError, match="2 queries over blocks of 16 tokens; the step has 1"):
         plan(torch.cat((case.q, case.q)), case.cache)
-    with pytest.raises(ValueError, match=r"queries are torch\.float32"):
+    with pytest.raises(ValueError, match=r"activations are torch\.float32"):
         plan(case.q, case.cache.bfloat16())
     with pytest.raises(ValueError, match=r"not in torch\.float16"):
         plan(case.q.half(), case.cache.half())
