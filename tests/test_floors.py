@@ -44,6 +44,7 @@ WORKER_LEVELS: dict[str, int] = {
     "request_checks": 4,
     "export_desk": 5,
     "import_desk": 5,
+    "paging_desk": 5,
     "request_desk": 5,
     "engine": 6,
     "async_engine": 7,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -69,6 +70,31 @@ class ParallelConfig(FrozenConfig):
         return self
 
 
+class KVPagingConfig(FrozenConfig):
+    """Where prefix blocks go that the KV pool has no room for; without a budget they are lost."""
+
+    host_bytes: int = Field(0, ge=0)
+    """Host memory for them, taken at the start; 0: none."""
+    disk_bytes: int = Field(0, ge=0)
+    """Room on a disk for what host memory has no room for; 0: none."""
+    folder: Path | None = None
+    """On that disk; made where it is missing. ``None``: the system's folder for temporary files,
+    which may lie in memory."""
+
+    @property
+    def is_on(self) -> bool:
+        return self.host_bytes > 0
+
+    @model_validator(mode="after")
+    def _disk_needs_host(self) -> Self:
+        if self.disk_bytes and not self.host_bytes:
+            raise ValueError(
+                "disk_bytes needs host_bytes: blocks wait in host memory for the disk; a few dozen "
+                "blocks are enough"
+            )
+        return self
+
+
 class EngineConfig(FrozenConfig):
     """One engine: a model, its memory and its batch."""
 
@@ -109,6 +135,13 @@ class EngineConfig(FrozenConfig):
     """A waiting request gains one priority level each time it has waited this long."""
     loop_guard: LoopGuardConfig = LoopGuardConfig()
     parallel: ParallelConfig = ParallelConfig()
+    kv_paging: KVPagingConfig = KVPagingConfig()
+
+    @model_validator(mode="after")
+    def _paging_needs_names(self) -> Self:
+        if self.kv_paging.is_on and not self.prefix_caching:
+            raise ValueError("kv_paging keeps blocks of the prefix cache; prefix_caching is off")
+        return self
 
     @model_validator(mode="after")
     def _batch_holds_every_sequence(self) -> Self:

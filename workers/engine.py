@@ -23,10 +23,12 @@ from .export_desk import ExportDesk
 from .import_desk import ImportDesk, RemotePrefill
 from .kv.block import IntegrityError
 from .kv.manager import KVManager
+from .kv.page_store import PageStore
 from .kv.remote_prefill import RateMeter
 from .kv.tensor_words import ticket_dtype
 from .kv.ticket import Buffer, KVLayout
 from .loading import LoadedModel
+from .paging_desk import PagingDesk
 from .parallel.grid import build_executor
 from .parallel.launcher import RankLauncher
 from .request_checks import check_prefill, check_request
@@ -67,9 +69,12 @@ class Engine:
             config.block_size,
             self.loaded.fingerprint,
             prefix_caching=config.prefix_caching,
+            keep_evictions=config.kv_paging.is_on,
         )
         self._scheduler = Scheduler(config, self._kv)
         self.kv_layout = _kv_layout(self.loaded, config)
+        self._prefill_rate = RateMeter(half_life_s=_RATE_HALF_LIFE_S)
+        self._paging = self._build_paging() if config.kv_paging.is_on else None
         self._exports = ExportDesk(
             self.executor,
             self._scheduler,
@@ -94,8 +99,26 @@ class Engine:
             max_model_len=self.max_model_len,
             seed=config.seed,
         )
-        self._prefill_rate = RateMeter(half_life_s=_RATE_HALF_LIFE_S)
         self._num_steps = 0
+
+    def _build_paging(self) -> PagingDesk:
+        """Tiers behind the KV pool, told of by the scheduler. Ends the executor where it raises."""
+        try:
+            store = PageStore(self.config.kv_paging, self.kv_layout)
+        except BaseException:
+            self.executor.close()
+            raise
+        paging = PagingDesk(
+            self.executor,
+            self._scheduler,
+            self._kv,
+            store,
+            tokens_per_step=self.config.max_batched_tokens,
+            prefill_rate=lambda: self._prefill_rate.rate(time.monotonic()),
+        )
+        self._scheduler.await_restored = paging.begin
+        self._scheduler.on_release = paging.release
+        return paging
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -143,6 +166,8 @@ class Engine:
         self._requests.fail_all(error, also)
         self._exports.fail_all(error, also_prefills)
         self._imports.drop_all("engine_dead")
+        if self._paging is not None:
+            self._paging.drop_all("engine_dead")
         return self._take_output()
 
     # --- KV of and for other engines ------------------------------------------------------------
@@ -217,6 +242,8 @@ class Engine:
         self._exports.expire(now)
         self._imports.expire(now)
         batch = self._scheduler.schedule(now)
+        if self._paging is not None:
+            self._paging.spill()
         self._imports.drop(batch.preempted, "preempted")
         groups, rows = self._requests.rows(batch.sequences)
         sound = tuple(item for item in batch.sequences if self._holds(item.sequence))
@@ -229,6 +256,8 @@ class Engine:
             self._scheduler.commit(batch)
             self._requests.receive(result, groups)
             self._measure(sound, time.monotonic() - now)
+        if self._paging is not None:
+            self._paging.advance(idle=not sound)
         self._exports.send()
         return self._take_output()
 
@@ -246,7 +275,9 @@ class Engine:
         return StepOutput(self._requests.take(), *self._exports.take(), *self._imports.take())
 
     def close(self) -> None:
-        """End the ranks that the engine started; it computes no more."""
+        """End the ranks and the thread that the engine started; it computes no more."""
+        if self._paging is not None:
+            self._paging.close()
         self.executor.close()
 
     # --- views ----------------------------------------------------------------------------------
@@ -254,8 +285,9 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything; not while all there is waits for another engine."""
-        desks = (self._requests, self._exports, self._imports)
-        return self._scheduler.has_work or any(desk.has_news for desk in desks)
+        if self._scheduler.has_work or (self._paging is not None and self._paging.has_work):
+            return True
+        return any(desk.has_news for desk in (self._requests, self._exports, self._imports))
 
     def next_deadline(self) -> float | None:
         """The nearest deadline (``time.monotonic``) of anything open: a step is due then."""
@@ -303,6 +335,7 @@ class Engine:
             kv_exported_tokens=self._exports.num_tokens_sent,
             kv_import_ends=dict(self._imports.ends),
             kv_tickets_ignored=dict(self._imports.ignored),
+            kv_paging=None if self._paging is None else self._paging.stats(),
         )
 
     def check_integrity(self) -> None:
@@ -317,6 +350,15 @@ class Engine:
             )
         self._exports.check_integrity()
         self._imports.check_integrity()
+        restored = set() if self._paging is None else set(self._paging.sequences)
+        awaiting = {s for s in self._scheduler.running if s.is_awaiting}
+        if awaiting != restored | set(self._imports.sequences):
+            raise IntegrityError(
+                f"{len(awaiting)} sequences await KV; {len(self._imports)} imports and "
+                f"{len(restored)} restores are open"
+            )
+        if self._paging is not None:
+            self._paging.check_integrity()
 
 
 def _kv_layout(loaded: LoadedModel, config: EngineConfig) -> KVLayout:

@@ -18,7 +18,7 @@ import itertools
 import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, KeysView
 
 from .executor import Executor, GroupLostError
 from .kv.block import IntegrityError
@@ -67,6 +67,11 @@ class ImportDesk:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def sequences(self) -> KeysView[Sequence]:
+        """Those that await KV of another engine."""
+        return self._open.keys()
 
     def begin(self, sequence: Sequence) -> int:
         """How many leading tokens of an admitted sequence another engine computes; 0: none."""
@@ -211,14 +216,9 @@ class ImportDesk:
         return min((incoming.deadline for incoming in self._open.values()), default=None)
 
     def check_integrity(self) -> None:
-        """Raise ``IntegrityError`` where indexes, counters and the scheduler disagree."""
+        """Raise ``IntegrityError`` where indexes, counters and sequences disagree."""
         if set(self._sequences.values()) != set(self._open):
             raise IntegrityError("the imports by name are not those by sequence")
-        awaiting = {s for s in self._scheduler.running if s.is_awaiting}
-        if awaiting != set(self._open):
-            raise IntegrityError(
-                f"{len(awaiting)} sequences await KV, {len(self._open)} imports are open"
-            )
         for sequence, incoming in self._open.items():
             incoming.check_integrity(sequence.num_computed_tokens)
             if sequence.num_awaited_tokens != incoming.limit:

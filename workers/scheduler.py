@@ -4,8 +4,9 @@ A sequence's life here:
 1. ``add`` puts it in the queue, ordered by rank (see ``Rank``): the head is admitted first and
    nobody overtakes it, and every arrival after a bounded time ranks behind it, so none starves;
 2. it is admitted when the free blocks cover its worst case and a place in the batch is free;
-3. what another engine computes of it (``await_remote``) is not scheduled here: it keeps its place
-   and its blocks while ``receive`` counts what came, until all is there or ``stop_awaiting``;
+3. what comes back from a tier behind the pool (``await_restored``), or else what another engine
+   computes of it (``await_remote``), is not scheduled here: it keeps its place and its blocks while
+   ``receive`` counts what came, until all is there or ``stop_awaiting``;
    ``schedule`` gives every other one tokens each step: decode rows first, then the shortest
    remainders;
 4. ``commit`` counts them as computed; after the prompt, ``fork`` adds the request's other choices;
@@ -80,8 +81,12 @@ def choose_victims(candidates: Items[T], enough: Callable[[Items[T]], bool]) -> 
 
 
 def _compute_here(_: Sequence) -> int:
-    """Nothing is awaited from another engine."""
+    """Nothing is awaited."""
     return 0
+
+
+def _nobody_cares(_: Sequence) -> None:
+    """Nobody is told."""
 
 
 class Scheduler:
@@ -98,6 +103,11 @@ class Scheduler:
         self.await_remote: Callable[[Sequence], int] = _compute_here
         """Asked once a sequence, when it first has its blocks: how many of its leading tokens
         another engine computes, 0 for none; at most all but the last."""
+        self.await_restored: Callable[[Sequence], int] = _compute_here
+        """Asked before that, and at every admission: how many come back from a tier, counted from
+        its first token; 0 for none."""
+        self.on_release: Callable[[Sequence], None] = _nobody_cares
+        """Told when a sequence loses its blocks: it ended or was preempted."""
         self.num_preemptions = 0
         """Preemptions since start."""
 
@@ -141,7 +151,8 @@ class Scheduler:
             if self._missing_slots(head) or not self._kv.admit(head, self._reservation(head)):
                 break
             self._start(self._waiting.pop(0), now)
-            if head.num_preemptions == 0:
+            head.num_awaited_tokens = self.await_restored(head)
+            if not head.is_awaiting and head.num_preemptions == 0:
                 head.num_awaited_tokens = self.await_remote(head)
             if head.is_awaiting:
                 tokens = head.num_awaited_tokens - head.num_computed_tokens
@@ -283,7 +294,7 @@ class Scheduler:
                 self._kv.commit(scheduled.sequence, scheduled.num_new_tokens)
 
     def receive(self, sequence: Sequence, num_tokens: int) -> None:
-        """Count awaited tokens whose K and V another engine has computed and sent."""
+        """Count awaited tokens whose K and V have come and are written."""
         assert sequence.status is SequenceStatus.RUNNING, "only a running sequence has blocks"
         assert sequence.num_computed_tokens + num_tokens <= sequence.num_awaited_tokens
         self._kv.commit(sequence, num_tokens)
@@ -325,6 +336,7 @@ class Scheduler:
         self._num_slots_used -= 1 + sequence.num_pending_choices
         sequence.num_awaited_tokens = 0
         self._kv.free(sequence)
+        self.on_release(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._stop(sequence)
@@ -397,7 +409,7 @@ class Scheduler:
         if any(s.block_table or s.num_computed_tokens for s in self._waiting):
             raise IntegrityError("a waiting sequence holds blocks")
         if any(s.num_awaited_tokens for s in self._waiting):
-            raise IntegrityError("a waiting sequence awaits tokens of another engine")
+            raise IntegrityError("a waiting sequence awaits tokens from elsewhere")
         size = self._kv.block_size
         if any(s.num_awaited_tokens > len(s.block_table) * size for s in self._running):
             raise IntegrityError("a sequence awaits more tokens than its blocks hold")

@@ -5,8 +5,9 @@ are known. Their difference is what the next steps compute: a prompt, one sample
 text, or everything after a preemption. A sequence samples in the step that closes the gap, if it
 has room for a token: one that is only computed for another engine has none.
 
-A third counter, ``num_awaited_tokens``, says up to where another engine computes: until so many
-tokens are there, the sequence keeps its blocks and waits.
+A third counter, ``num_awaited_tokens``, says up to where K and V come from elsewhere, from another
+engine or from a tier behind the KV pool: until so many tokens are there, the sequence keeps its
+blocks and waits.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Sequence:
     cache_salt: str = ""
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
-    """Prompt tokens found in the prefix cache at the first admission."""
+    """Prompt tokens that the first admission found in the prefix cache or in a tier behind it."""
     num_awaited_tokens: int = 0
-    """Leading tokens whose K and V another engine computes; 0 where this one computes them all."""
+    """Leading tokens whose K and V come from elsewhere; 0 where all are computed here."""
     num_pending_choices: int = 0
     """Choices to be forked from this one once its prompt is computed."""
     num_preemptions: int = 0
@@ -157,7 +158,7 @@ class Sequence:
 
     @property
     def is_awaiting(self) -> bool:
-        """Whether another engine is still to compute some of its tokens."""
+        """Whether K and V of some of its tokens are still to come from elsewhere."""
         return self.num_computed_tokens < self.num_awaited_tokens
 
     @property

@@ -384,6 +384,25 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class KVPagingStats:
+    """Of the tiers behind the KV pool: bytes and pages now, the others totals since start.
+
+    ``hit_tokens`` are prompt tokens that came back instead of being computed, by tier (``host``,
+    ``disk``). ``restores`` counts prompts of which a tier had something, by how that ended
+    (``done``: every block came; ``slower``: computing is faster). ``drops`` are blocks lost, by
+    reason; ``checksum`` and ``truncated`` are damaged ones.
+    """
+
+    host_bytes: int
+    disk_bytes: int
+    pages_writing: int
+    spilled_blocks: int
+    hit_tokens: dict[str, int]
+    restores: dict[str, int]
+    drops: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Sizes now and totals since start; gauges are sizes of sets, totals only grow.
 
@@ -417,3 +436,5 @@ class EngineStats:
     kv_exported_tokens: int = 0
     kv_import_ends: dict[str, int] = field(default_factory=dict)
     kv_tickets_ignored: dict[str, int] = field(default_factory=dict)
+    kv_paging: KVPagingStats | None = None
+    """``None`` where there are no tiers."""

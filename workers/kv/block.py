@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..types import BlockHash
+from ..types import BlockHash, BlockId
 
 
 class IntegrityError(RuntimeError):
@@ -32,6 +32,18 @@ class Block:
     epoch: int = 0
     hash: BlockHash | None = None
     tokens: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class EvictedBlock:
+    """A block that left the prefix index for a new owner; its content is there until that writes.
+
+    ``name`` and ``tokens`` are what the index had.
+    """
+
+    block_id: BlockId
+    name: BlockHash
+    tokens: bytes
 
 
 def pack_tokens(token_ids: Sequence[int]) -> bytes:

@@ -9,6 +9,9 @@ A sequence's blocks:
 4. ``fork`` lets children share every block of their parent;
 5. ``free`` gives all of them back, the tail first, so that the LRU order evicts tails first.
 
+Where a tier behind the pool keeps what is evicted (``keep_evictions``), ``take_evicted`` names it,
+``names_behind`` what a sequence may find there, and ``take_forgotten`` what must go from there.
+
 Reservations are accounts, not blocks: ``num_available`` is what is free and promised to nobody.
 A running sequence that outgrows its reservation takes any free block.
 """
@@ -20,7 +23,7 @@ from collections.abc import Collection, Iterator
 
 from ..sequence import Sequence
 from ..types import BlockHash, BlockId
-from .block import IntegrityError, chain_hash, pack_tokens, root_hash
+from .block import EvictedBlock, IntegrityError, chain_hash, pack_tokens, root_hash
 from .pool import BlockPool
 
 BlockCopy = tuple[BlockId, BlockId]
@@ -31,7 +34,13 @@ class KVManager:
     """The block pool as sequences see it."""
 
     def __init__(
-        self, num_blocks: int, block_size: int, fingerprint: bytes, *, prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        fingerprint: bytes,
+        *,
+        prefix_caching: bool = True,
+        keep_evictions: bool = False,
     ) -> None:
         """``fingerprint`` names the model whose K and V these are."""
         self.block_size = block_size
@@ -40,7 +49,9 @@ class KVManager:
         """Tokens looked up at first admissions, since start."""
         self.prefix_hit_tokens = 0
         """Those that were found."""
-        self._pool = BlockPool(num_blocks)
+        self._pool = BlockPool(num_blocks, keep_evictions=keep_evictions)
+        self._keep_evictions = keep_evictions
+        self._forgotten: list[BlockHash] = []
         self._fingerprint = fingerprint
         self._reserved: dict[Sequence, int] = {}  # every sequence that holds blocks or a promise
         self._num_promised = 0  # sum of _unused_reservation over them
@@ -182,6 +193,37 @@ class KVManager:
         """Take a sequence's blocks out of the prefix index: nobody may hit what they hold."""
         for block_id in sequence.block_table:
             self._pool.forget(block_id)
+        if self._keep_evictions:
+            self._forgotten.extend(sequence.block_hashes)
+
+    def take_evicted(self) -> list[EvictedBlock]:
+        """Blocks that left the prefix index since it was last called, oldest first.
+
+        Their content is there until the step's copies and writes.
+        """
+        return self._pool.take_evicted()
+
+    def take_forgotten(self) -> list[BlockHash]:
+        """Names that nobody may hit any more, since it was last called."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
+    def names_behind(self, sequence: Sequence) -> Iterator[tuple[BlockHash, bytes]]:
+        """Name and packed token ids of each full block behind an admitted sequence's hits.
+
+        Short of the last token, whose logits are needed; none where all logits are.
+        """
+        if sequence.params.prompt_logprobs is not None:
+            return
+        first = sequence.num_computed_tokens // self.block_size
+        for number in range(first, (sequence.num_tokens - 1) // self.block_size):
+            yield self._name(sequence, number), self._packed_block(sequence, number)
+
+    def count_cached(self, sequence: Sequence, num_tokens: int) -> None:
+        """Note tokens of a first admission that were found behind the pool."""
+        if sequence.num_preemptions == 0:
+            cached = sequence.num_cached_tokens + num_tokens
+            sequence.num_cached_tokens = min(cached, sequence.num_prompt_tokens)
 
     def _gain(self, others: Collection[Sequence], left: Counter[BlockId]) -> int:
         """Growth of ``num_available`` if ``others``, whose references ``left`` counts, go."""

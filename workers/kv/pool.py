@@ -7,7 +7,7 @@ A block's life:
 4. the last ``release`` puts it back on the free stack, or, where the index points at it, at the
    young end of the LRU order, from which ``share`` revives it;
 5. ``allocate`` takes from the free stack first, then the oldest of the LRU order, whose entry in
-   the index goes.
+   the index goes; where evictions are kept, it is noted for ``take_evicted``.
 
 Only ids live here; the tensors are the model's. Every operation is O(1).
 """
@@ -18,19 +18,24 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from ..types import BlockHash, BlockId
-from .block import Block, IntegrityError
+from .block import Block, EvictedBlock, IntegrityError
 
 
 class BlockPool:
-    """A fixed number of KV blocks."""
+    """A fixed number of KV blocks.
 
-    def __init__(self, num_blocks: int) -> None:
+    ``keep_evictions`` asks for a note of every indexed block that is handed out anew.
+    """
+
+    def __init__(self, num_blocks: int, *, keep_evictions: bool = False) -> None:
         if num_blocks < 1:
             raise ValueError(f"a block pool has at least one block, got {num_blocks}")
         self._blocks = [Block() for _ in range(num_blocks)]
         self._empty = [BlockId(i) for i in reversed(range(num_blocks))]
         self._unused: OrderedDict[BlockId, None] = OrderedDict()  # indexed, no owner; oldest first
         self._index: dict[BlockHash, BlockId] = {}
+        self._keep_evictions = keep_evictions
+        self._evicted: list[EvictedBlock] = []
 
     @property
     def num_blocks(self) -> int:
@@ -70,6 +75,8 @@ class BlockPool:
             block_id = self._empty.pop()
         elif self._unused:
             block_id, _ = self._unused.popitem(last=False)
+            if self._keep_evictions:
+                self._note_eviction(block_id)
             self.forget(block_id)
         else:
             raise IndexError(f"all {len(self._blocks)} KV blocks have an owner")
@@ -77,6 +84,16 @@ class BlockPool:
         block.ref_count = 1
         block.epoch += 1
         return block_id
+
+    def _note_eviction(self, block_id: BlockId) -> None:
+        block = self._blocks[block_id]
+        assert block.hash is not None, "the LRU order holds indexed blocks"
+        self._evicted.append(EvictedBlock(block_id, block.hash, block.tokens))
+
+    def take_evicted(self) -> list[EvictedBlock]:
+        """The evictions since it was last called, in order; due before anything is written."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
 
     def share(self, block_id: BlockId) -> None:
         """Add an owner to a block that has one, or that the prefix index kept."""
