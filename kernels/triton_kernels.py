@@ -1,0 +1,51 @@
+"""The kernels for CUDA devices: Triton's own code, and cuBLAS for the products.
+
+Everything runs on the CPU too where Triton interprets its kernels (``TRITON_INTERPRET=1`` before
+the first import): slow, and how they are tested without a device.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .context import ForwardContext
+from .torch_ops import TorchKernels
+from .triton.attention import TritonAttention
+from .triton.linear import DenseLinear, DenseSwiGLU
+from .triton.rows import qk_norm_rope_write, rms_norm
+
+
+class TritonKernels(TorchKernels):
+    """Every operation in few launches; torch's way for caches that the kernels do not take."""
+
+    name = "triton"
+
+    def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> DenseLinear:
+        """See ``Kernels.pack_linear``."""
+        return DenseLinear(weight.clone(), bias.clone() if bias is not None else None)
+
+    def pack_swiglu(self, gate: Tensor, up: Tensor) -> DenseSwiGLU:
+        """See ``Kernels.pack_swiglu``."""
+        return DenseSwiGLU(torch.cat((gate, up)))
+
+    def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+        """See ``Kernels.rms_norm``."""
+        return rms_norm(x_TC, weight_C, eps)
+
+    def qk_norm_rope_write(
+        self,
+        qkv_TC: Tensor,
+        weight_AD: Tensor,
+        cos_TE: Tensor,
+        sin_TE: Tensor,
+        kv_N2KSD: Tensor,
+        slots_T: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """See ``Kernels.qk_norm_rope_write``."""
+        return qk_norm_rope_write(qkv_TC, weight_AD, cos_TE, sin_TE, kv_N2KSD, slots_T, eps)
+
+    def plan_attention(self, context: ForwardContext) -> TritonAttention:  # type: ignore[override]
+        """See ``Kernels.plan_attention``."""
+        return TritonAttention(context, super().plan_attention)
