@@ -1,4 +1,4 @@
-"""Host arrays on their way to a device, without waiting for it."""
+"""Lists on their way to a device, without waiting for it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 
-def copied_to(values: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A list as a tensor on ``device``.
+def host_tensor(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A list in memory of the host, from where it is copied to ``device``.
 
-    To a CUDA device it is copied from pinned memory and the host goes on meanwhile: torch's
-    allocator gives that memory to nobody else before the copy is done.
+    For a CUDA device it is pinned: a copy with ``non_blocking`` then goes on while the host does,
+    and torch's allocator gives the memory to nobody else before the copy is done.
     """
-    if torch.device(device).type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def copied_to(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A list as a tensor on ``device``."""
+    return host_tensor(values, dtype, device).to(device, non_blocking=True)

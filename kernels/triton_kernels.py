@@ -6,14 +6,19 @@ the first import): slow, and how they are tested without a device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from .api import DecoderLayer
 from .context import ForwardContext
 from .torch_ops import TorchKernels
-from .triton.attention import TritonAttention
+from .triton.attention import TritonAttention, takes_cache
+from .triton.decode_graphs import CudaGraphRunner, DirectRunner
 from .triton.linear import DenseLinear, DenseSwiGLU
 from .triton.rows import qk_norm_rope_write, rms_norm
+from .triton.stack import TritonStack
 
 
 class TritonKernels(TorchKernels):
@@ -44,8 +49,21 @@ class TritonKernels(TorchKernels):
         eps: float,
     ) -> Tensor:
         """See ``Kernels.qk_norm_rope_write``."""
+        if not takes_cache(kv_N2KSD, qkv_TC.dtype, weight_AD.shape[0] - kv_N2KSD.shape[2]):
+            return super().qk_norm_rope_write(
+                qkv_TC, weight_AD, cos_TE, sin_TE, kv_N2KSD, slots_T, eps
+            )
         return qk_norm_rope_write(qkv_TC, weight_AD, cos_TE, sin_TE, kv_N2KSD, slots_T, eps)
 
     def plan_attention(self, context: ForwardContext) -> TritonAttention:  # type: ignore[override]
         """See ``Kernels.plan_attention``."""
         return TritonAttention(context, super().plan_attention)
+
+    def stack(  # type: ignore[override]
+        self, layers: Sequence[DecoderLayer], eps: float
+    ) -> TritonStack | None:
+        """See ``Kernels.stack``."""
+        if not layers:
+            return None
+        runner = CudaGraphRunner() if layers[0].input_norm.is_cuda else DirectRunner()
+        return TritonStack(self, layers, eps, runner)

@@ -19,6 +19,7 @@ from ..api import Attention
 from ..context import ForwardContext
 from ..host_copy import copied_to
 from .attention_code import decode_kernel, join_kernel, prefill_kernel
+from .launch import OPTIONS
 
 MIN_SPLIT = 128
 """Keys that are worth a program of their own."""
@@ -71,11 +72,12 @@ class TritonAttention:
         self._decode, self._prefill = plan_batches(context)
 
     def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
-        if not is_supported(q_THD, kv_N2KSD):
+        num_tokens, num_heads, head_dim = q_THD.shape
+        if not takes_cache(kv_N2KSD, q_THD.dtype, num_heads):
             if self._other is None:
                 self._other = self._plan_other(self._context)
             return self._other(q_THD, kv_N2KSD)
-        num_tokens, num_heads, head_dim = q_THD.shape
+        assert q_THD.stride()[1:] == (head_dim, 1), "heads lie side by side"
         out_TC = q_THD.new_empty(num_tokens, num_heads * head_dim)
         if self._decode is not None:
             attend_decode(q_THD, kv_N2KSD, self._decode, out_TC)
@@ -84,15 +86,14 @@ class TritonAttention:
         return out_TC
 
 
-def is_supported(q_THD: Tensor, kv_N2KSD: Tensor) -> bool:
-    """Whether these kernels take queries and cache: of one float dtype, without gaps."""
-    _, num_heads, head_dim = q_THD.shape
+def takes_cache(kv_N2KSD: Tensor, dtype: torch.dtype, num_heads: int) -> bool:
+    """Whether these kernels attend over a cache: in the queries' own float dtype, without gaps."""
+    _, _, kv_heads, _, head_dim = kv_N2KSD.shape
     return (
-        q_THD.dtype == kv_N2KSD.dtype
-        and q_THD.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        kv_N2KSD.dtype == dtype
+        and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and head_dim <= MAX_HEAD_DIM
-        and num_heads % kv_N2KSD.shape[2] == 0
-        and q_THD.stride()[1:] == (head_dim, 1)
+        and num_heads % kv_heads == 0
         and kv_N2KSD.is_contiguous()
     )
 
@@ -149,7 +150,7 @@ def plan_batches(context: ForwardContext) -> tuple[DecodeBatch | None, PrefillBa
 
 
 def attend_decode(q_THD: Tensor, kv_N2KSD: Tensor, batch: DecodeBatch, out_TC: Tensor) -> None:
-    """Writes the rows of the batch's tokens; for what ``is_supported`` takes."""
+    """Writes the rows of the batch's tokens; over what ``takes_cache``."""
     _, num_heads, head_dim = q_THD.shape
     _, _, kv_heads, block_size, _ = kv_N2KSD.shape
     size, splits, group = len(batch.rows_B), batch.num_splits, num_heads // kv_heads
@@ -188,6 +189,7 @@ def attend_decode(q_THD: Tensor, kv_N2KSD: Tensor, batch: DecodeBatch, out_TC: T
         num_warps=4,
         num_stages=2,
         **splitting,
+        **OPTIONS,
     )
     if splits > 1:
         join_kernel[(size, num_heads)](
@@ -201,11 +203,12 @@ def attend_decode(q_THD: Tensor, kv_N2KSD: Tensor, batch: DecodeBatch, out_TC: T
             DIM_TILE=dim_tile,
             num_warps=4,
             **splitting,
+            **OPTIONS,
         )
 
 
 def attend_prefill(q_THD: Tensor, kv_N2KSD: Tensor, batch: PrefillBatch, out_TC: Tensor) -> None:
-    """Writes the rows of the batch's tokens; for what ``is_supported`` takes."""
+    """Writes the rows of the batch's tokens; over what ``takes_cache``."""
     _, num_heads, head_dim = q_THD.shape
     _, _, kv_heads, block_size, _ = kv_N2KSD.shape
     group = num_heads // kv_heads
@@ -234,6 +237,7 @@ def attend_prefill(q_THD: Tensor, kv_N2KSD: Tensor, batch: PrefillBatch, out_TC:
         PRECISION="ieee",
         num_warps=8 if row_tile == 128 else 4,
         num_stages=2,
+        **OPTIONS,
     )
 
 

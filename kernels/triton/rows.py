@@ -10,11 +10,10 @@ import torch
 import triton
 from torch import Tensor
 
+from .launch import OPTIONS
 from .rows_code import qk_norm_rope_write_kernel, rms_norm_kernel, silu_mul_kernel
 
 _ACTIVATION_BLOCK = 1024
-# Tokens from which a program takes several heads: fewer programs, each with more to load.
-_MANY_TOKENS = 64
 _HEADS_TOGETHER = 8
 
 
@@ -62,8 +61,6 @@ def qk_norm_rope_write(
     qkv_TC = with_plain_rows(qkv_TC)
     num_tokens = qkv_TC.shape[0]
     head_tile = min(_HEADS_TOGETHER, triton.next_power_of_2(all_heads))
-    if num_tokens < _MANY_TOKENS:
-        head_tile = 1
     qk_norm_rope_write_kernel[(num_tokens, triton.cdiv(all_heads, head_tile))](
         qkv_TC,
         weight_AD.contiguous(),
@@ -79,7 +76,8 @@ def qk_norm_rope_write(
         BLOCK_SIZE=block_size,
         HEAD_TILE=head_tile,
         HALF_TILE=triton.next_power_of_2(head_dim // 2),
-        num_warps=1 if head_tile == 1 else 4,
+        num_warps=4,
+        **OPTIONS,
     )
     return qkv_TC[:, : num_heads * head_dim].view(num_tokens, num_heads, head_dim)
 
@@ -90,7 +88,7 @@ def silu_mul(gate_up_TC: Tensor) -> Tensor:
     out_TC = gate_up_TC.new_empty(num_tokens, width)
     block = min(_ACTIVATION_BLOCK, triton.next_power_of_2(width))
     silu_mul_kernel[(num_tokens, triton.cdiv(width, block))](
-        gate_up_TC.contiguous(), out_TC, WIDTH=width, BLOCK=block, num_warps=4
+        gate_up_TC.contiguous(), out_TC, WIDTH=width, BLOCK=block, num_warps=4, **OPTIONS
     )
     return out_TC
 
@@ -115,5 +113,6 @@ def _rms_norm(x_TC: Tensor, delta_TC: Tensor | None, weight_C: Tensor, eps: floa
         BLOCK=block,
         ADDS=delta_TC is not None,
         num_warps=8 if block > 2048 else 4,
+        **OPTIONS,
     )
     return out_TC
