@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .api import DecoderLayer
+from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .quantized import QuantizedWeight
 from .torch_ops import TorchKernels
 from .triton.attention import TritonAttention, takes_cache
 from .triton.decode_graphs import CudaGraphRunner, DirectRunner
 from .triton.linear import DenseLinear, DenseSwiGLU
+from .triton.quantized_linear import pack, pack_swiglu
 from .triton.rows import qk_norm_rope_write, rms_norm
 from .triton.stack import TritonStack
 
@@ -33,6 +35,18 @@ class TritonKernels(TorchKernels):
     def pack_swiglu(self, gate: Tensor, up: Tensor) -> DenseSwiGLU:
         """See ``Kernels.pack_swiglu``."""
         return DenseSwiGLU(torch.cat((gate, up)))
+
+    def pack_quantized(
+        self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
+    ) -> PackedLinear | None:
+        """See ``Kernels.pack_quantized``."""
+        return pack(weight, bias)
+
+    def pack_quantized_swiglu(
+        self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
+    ) -> PackedSwiGLU | None:
+        """See ``Kernels.pack_quantized_swiglu``."""
+        return pack_swiglu(gate, up)
 
     def rms_norm(self, x_TC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
         """See ``Kernels.rms_norm``."""

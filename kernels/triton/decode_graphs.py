@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -68,12 +68,12 @@ class CudaGraphRunner:
     """Graphs that share one pool of memory."""
 
     def __init__(self) -> None:
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # torch has a private type for it
 
     def capture(self, step: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """See ``GraphRunner.capture``."""
         # Compiles kernels and makes cuBLAS choose before: neither may happen while capturing.
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             step()
