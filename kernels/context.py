@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .host_copy import copied_to
+
 
 @dataclass(frozen=True, slots=True)
 class ContextItem:
@@ -92,8 +94,8 @@ def build_context(
         seq_lens.append(end)
         tables.append(table)
     return ForwardContext(
-        positions_T=torch.tensor(positions, dtype=torch.int64, device=device),
-        slots_T=torch.tensor(slots, dtype=torch.int64, device=device),
+        positions_T=copied_to(positions, torch.int64, device),
+        slots_T=copied_to(slots, torch.int64, device),
         query_starts=tuple(query_starts),
         seq_lens=tuple(seq_lens),
         block_tables=tuple(tables),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from functools import cache
@@ -16,6 +17,8 @@ from .torch_ops import TorchKernels
 
 OVERRIDE = "INFERENCE_PIO_KERNELS"
 
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TRITON_CAPABILITY = (8, 0)
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
@@ -25,9 +28,10 @@ def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
     """The fastest kernels for a device and dtype; on as many threads as torch has now.
 
     Native kernels in the best instruction set that works here, for float32 and bfloat16 on the
-    CPU; else torch's. ``INFERENCE_PIO_KERNELS`` overrides: ``native``, ``native:SET`` (``amx``,
-    ``avx512_bf16``, ``avx512``, ``avx2``), ``torch`` or ``reference``. Raises ``ValueError`` for
-    another value, and for one that is not possible here.
+    CPU; Triton's on a CUDA device that they run on; else torch's. ``INFERENCE_PIO_KERNELS``
+    overrides: ``native``, ``native:SET`` (``amx``, ``avx512_bf16``, ``avx512``, ``avx2``),
+    ``triton``, ``torch`` or ``reference``. Raises ``ValueError`` for another value, and for one
+    that is not possible here.
     """
     choice, _, wanted = os.environ.get(OVERRIDE, "").partition(":")
     possible = device.type == "cpu" and dtype in _NATIVE_DTYPES
@@ -38,16 +42,44 @@ def select_kernels(device: torch.device, dtype: torch.dtype) -> Kernels:
                 f"CPU, not {str(dtype).removeprefix('torch.')} on {device.type}"
             )
         return _native(_wanted_library(wanted) if wanted else _best_library_or_raise())
-    if choice not in ("", "torch", "reference") or wanted:
+    if choice not in ("", "triton", "torch", "reference") or wanted:
         raise ValueError(
-            f"{OVERRIDE} is {os.environ[OVERRIDE]!r}; it is 'native', 'native:SET', 'torch' or "
-            "'reference'"
+            f"{OVERRIDE} is {os.environ[OVERRIDE]!r}; it is 'native', 'native:SET', 'triton', "
+            "'torch' or 'reference'"
         )
+    if choice == "triton" or (not choice and device.type == "cuda"):
+        obstacle = _triton_obstacle(device, dtype)
+        if obstacle is None:
+            from .triton_kernels import TritonKernels
+
+            return TritonKernels()
+        if choice:
+            raise ValueError(f"{OVERRIDE} is 'triton', but {obstacle}")
+        logger.warning("Triton kernels are left out: %s", obstacle)
     if choice == "reference":
         return ReferenceKernels()
     if not choice and possible and (library := _best_library()) is not None:
         return _native(library)
     return _torch(device, dtype)
+
+
+def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton's kernels cannot compute here; ``None`` where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        # Triton's interpreter keeps bfloat16 as integers and multiplies those.
+        return "its interpreter has no bfloat16" if dtype == torch.bfloat16 else None
+    if device.type != "cuda":
+        return (
+            f"its kernels run on CUDA devices, not on {device.type}; with TRITON_INTERPRET=1 they "
+            "are interpreted on the CPU"
+        )
+    if dtype not in _TRITON_DTYPES:
+        return f"its kernels do not compute in {str(dtype).removeprefix('torch.')}"
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < _TRITON_CAPABILITY:
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
+    return None
 
 
 def _native(library: Library) -> Kernels:

@@ -6,8 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Triton decides once, when a kernel is defined, whether it is interpreted. Without a device this
+# process interprets; with one it does where TRITON_INTERPRET=1 asks for it.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +30,22 @@ def data_dir() -> Path:
 def embedded_dir() -> Path:
     """The embedded checkpoint."""
     return REPOSITORY / "embedded" / "checkpoint"
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where Triton's kernels run: interpreted on the CPU by default, on a device with ``-m gpu``.
+
+    Skips where Triton is not installed.
+    """
+    pytest.importorskip("triton")
+    if request.param == "interpreter":
+        if not INTERPRETED:
+            pytest.skip("kernels are compiled in this process; TRITON_INTERPRET=1 interprets")
+        return torch.device("cpu")
+    if INTERPRETED:
+        pytest.skip("kernels are interpreted in this process: there is no CUDA device")
+    return torch.device("cuda")
 
 
 _left_out: list[pytest.Item] = []

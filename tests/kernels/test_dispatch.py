@@ -113,7 +113,55 @@ def test_a_set_that_the_cpu_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert select_kernels(CPU, torch.float32).name == "torch"
 
 
-@pytest.mark.parametrize("choice", ["fast", "torch:amx", "reference:avx2", "native2"])
+@pytest.mark.parametrize(
+    ("device", "dtype", "reason"),
+    [
+        ("meta", torch.float32, "CUDA devices, not on meta; with TRITON_INTERPRET=1"),
+        ("cpu", torch.float32, "CUDA devices, not on cpu; with TRITON_INTERPRET=1"),
+    ],
+)
+def test_triton_is_refused_where_it_cannot_run(
+    device: str, dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv(OVERRIDE, "triton")
+    with pytest.raises(ValueError, match=f"is 'triton', but its kernels run on {reason}"):
+        select_kernels(torch.device(device), dtype)
+
+
+def test_triton_is_interpreted_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert select_kernels(CPU, torch.float32).name != "triton"  # for tests only: by the override
+    monkeypatch.setenv(OVERRIDE, "triton")
+    assert select_kernels(CPU, torch.float32).name == "triton"
+    with pytest.raises(ValueError, match="but its interpreter has no bfloat16"):
+        select_kernels(CPU, torch.bfloat16)
+
+
+def test_triton_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setenv(OVERRIDE, "triton")
+    with pytest.raises(ValueError, match="but the package triton is not installed"):
+        select_kernels(torch.device("cuda"), torch.float32)
+
+
+def test_a_cuda_device_without_triton_computes_with_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert select_kernels(torch.device("cuda"), torch.bfloat16).name == "torch"
+    assert "the package triton is not installed" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_is_the_default_on_a_device(dtype: torch.dtype) -> None:
+    assert select_kernels(torch.device("cuda"), dtype).name == "triton"
+
+
+@pytest.mark.parametrize("choice", ["fast", "torch:amx", "reference:avx2", "native2", "triton:3"])
 def test_an_unknown_override_is_refused(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OVERRIDE, choice)
     with pytest.raises(ValueError, match=f"INFERENCE_PIO_KERNELS is '{choice}'; it is 'native'"):
