@@ -79,6 +79,9 @@ class EngineConfig(FrozenConfig):
     """What the linears are rounded to while they are loaded; a checkpoint that is quantized already
     needs ``none``."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    weight_memory_bytes: int | None = Field(None, ge=1)
+    """Memory that the weights of one rank may take; layers that it does not hold are read from the
+    disk in every step. ``None``: all of them are in memory."""
     block_size: int = Field(64, ge=1, le=1024)
     """Tokens in a KV block."""
     kv_cache_bytes: int | None = Field(None, ge=1)
@@ -104,6 +107,15 @@ class EngineConfig(FrozenConfig):
     """A waiting request gains one priority level each time it has waited this long."""
     loop_guard: LoopGuardConfig = LoopGuardConfig()
     parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="after")
+    def _streams_one_set_of_weights(self) -> Self:
+        if self.weight_memory_bytes is not None and self.parallel.sequence_from is not None:
+            raise ValueError(
+                "weight_memory_bytes and parallel.sequence_from cannot be together: a rank that "
+                "splits prefill by tokens has a second set of all weights, which is not streamed"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_holds_every_sequence(self) -> Self:

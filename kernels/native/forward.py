@@ -46,7 +46,9 @@ class _Step(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("num_tokens", ctypes.c_int64),
         ("batch", BatchStruct),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots", "kv_layers")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots")),
+        *((name, ctypes.c_int64) for name in ("first_layer", "num_layers")),
+        ("kv_layers", ctypes.c_void_p),
         ("num_blocks", ctypes.c_int64),
         ("block_size", ctypes.c_int32),
     )
@@ -75,10 +77,11 @@ class NativeStack:
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[Tensor],
+        first_layer: int = 0,
     ) -> Tensor:
         """See ``LayerStack``. Raises ``ValueError`` for tensors of another shape or layout."""
         stream_TC = hidden_TC.to(torch.float32, copy=True)
-        self._check(context, stream_TC, cos_TE, sin_TE, kv_layers)
+        self._check(context, stream_TC, cos_TE, sin_TE, kv_layers, first_layer)
         batch = NativeBatch(context)
         addresses = (ctypes.c_void_p * len(kv_layers))(*(kv.data_ptr() for kv in kv_layers))
         step = _Step(
@@ -88,6 +91,8 @@ class NativeStack:
             cos=cos_TE.data_ptr(),
             sin=sin_TE.data_ptr(),
             slots=context.slots_T.data_ptr(),
+            first_layer=first_layer,
+            num_layers=len(kv_layers),
             kv_layers=ctypes.addressof(addresses),
             num_blocks=kv_layers[0].shape[0],
             block_size=context.block_size,
@@ -102,6 +107,7 @@ class NativeStack:
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[Tensor],
+        first_layer: int,
     ) -> None:
         """The library sees addresses only: what they stand for is made sure of here."""
         shape, tokens = self._shape, context.query_starts[-1]
@@ -110,8 +116,11 @@ class NativeStack:
         _expect("cos_TE", cos_TE, torch.float32, half)
         _expect("sin_TE", sin_TE, torch.float32, half)
         _expect("slots_T", context.slots_T, torch.int64, (tokens,))
-        if len(kv_layers) != len(self._layers):
-            raise ValueError(f"{len(kv_layers)} layers of KV came for {len(self._layers)} layers")
+        count = len(self._layers)
+        if not kv_layers or not 0 <= first_layer <= count - len(kv_layers):
+            raise ValueError(
+                f"{len(kv_layers)} layers of KV came for {count} layers from layer {first_layer}"
+            )
         block = (2, shape.kv_heads, context.block_size, shape.head_dim)
         for kv_N2KSD in kv_layers:
             _expect("kv_N2KSD", kv_N2KSD, self._dtype, (kv_layers[0].shape[0], *block))
