@@ -56,6 +56,16 @@ TABLE: tuple[Measure[EngineStats], ...] = (
     counter(
         "kv_exported_tokens", "Tokens whose KV was sent to others", lambda s: s.kv_exported_tokens
     ),
+    counter(
+        "weight_bytes_streamed",
+        "Bytes of weights read from the disk",
+        lambda s: s.weight_bytes_streamed,
+    ),
+    counter(
+        "weight_wait_seconds",
+        "Time for which steps waited for weights",
+        lambda s: s.weight_wait_s,
+    ),
     counters_by("requests_finished", "Finished sequences", "reason", lambda s: s.requests_finished),
     counters_by(
         "kv_import_ends", "Ended prefills by another engine", "reason", lambda s: s.kv_import_ends

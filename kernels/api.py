@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -54,6 +54,29 @@ class Attention(Protocol):
         ...
 
 
+@runtime_checkable
+class Placeable(Protocol):
+    """A packed weight whose bytes may be kept elsewhere and brought into memory for each use."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the packed weight."""
+        ...
+
+    def panels(self) -> Tensor:
+        """The packed weight, uint8 [num_bytes], where it lies now: no copy."""
+        ...
+
+    def place(self, memory: Tensor) -> None:
+        """Read the packed weight from ``memory`` from now on: uint8 [num_bytes], aligned to 64.
+
+        Nothing is copied there; what the weight lay in before is freed. ``memory`` belongs to the
+        caller, who keeps it and fills it before each use with what ``panels`` had. Raises
+        ``ValueError`` for memory of another size or alignment.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
     """One block's packed weights."""
@@ -78,10 +101,13 @@ class LayerStack(Protocol):
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[KVLayer],
+        first_layer: int = 0,
     ) -> Tensor:
-        """The residual stream behind the last layer, float32 [T, C].
+        """The residual stream behind the last layer that runs, float32 [T, C].
 
-        ``kv_layers`` has the ``kv_N2KSD`` of each layer, into which the new tokens are written.
+        ``kv_layers`` has the ``kv_N2KSD`` of each layer that runs, into which the new tokens are
+        written; ``first_layer`` is the first of them. ``hidden_TC`` may be what a call for the
+        layers before gave: several calls give what one gives.
         """
         ...
 

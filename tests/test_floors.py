@@ -26,6 +26,7 @@ WORKER_LEVELS: dict[str, int] = {
     "config": 0,
     "model_source": 0,
     "memory": 0,
+    "user_cache": 0,
     "kv.block": 1,
     "sequence": 1,
     "loop_guard": 1,

@@ -110,6 +110,9 @@ class EngineConfig(FrozenConfig):
     """What keys and values are stored as: ``auto`` takes the weights' dtype; ``int8`` and ``fp8``
     (e4m3) are codes of one byte with a scale for each token and KV head."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    weight_memory_bytes: int | None = Field(None, ge=1)
+    """Memory that the weights of one rank may take; layers that it does not hold are read from the
+    disk in every step. ``None``: all of them are in memory."""
     block_size: int = Field(64, ge=1, le=1024)
     """Tokens in a KV block."""
     kv_cache_bytes: int | None = Field(None, ge=1)
@@ -141,6 +144,15 @@ class EngineConfig(FrozenConfig):
     def _paging_needs_names(self) -> Self:
         if self.kv_paging.is_on and not self.prefix_caching:
             raise ValueError("kv_paging keeps blocks of the prefix cache; prefix_caching is off")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_one_set_of_weights(self) -> Self:
+        if self.weight_memory_bytes is not None and self.parallel.sequence_from is not None:
+            raise ValueError(
+                "weight_memory_bytes and parallel.sequence_from cannot be together: a rank that "
+                "splits prefill by tokens has a second set of all weights, which is not streamed"
+            )
         return self
 
     @model_validator(mode="after")

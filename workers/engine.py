@@ -234,7 +234,8 @@ class Engine:
     def step(self) -> StepOutput:
         """Run one batch and return all that came since the last step; empty without work.
 
-        Raises ``GroupLostError`` once a rank is gone; the engine computes no more.
+        Raises ``GroupLostError`` once a rank is gone, ``WeightReadError`` once streamed weights
+        cannot be read; the engine computes no more.
         """
         self.executor.check()
         now = time.monotonic()
@@ -311,6 +312,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Sizes now and totals since start."""
         totals = self._requests.totals
+        streamed = self.executor.stream_stats()
         return EngineStats(
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting,
@@ -336,6 +338,8 @@ class Engine:
             kv_import_ends=dict(self._imports.ends),
             kv_tickets_ignored=dict(self._imports.ignored),
             kv_paging=None if self._paging is None else self._paging.stats(),
+            weight_bytes_streamed=streamed.num_bytes,
+            weight_wait_s=streamed.wait_s,
         )
 
     def check_integrity(self) -> None:

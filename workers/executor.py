@@ -14,6 +14,7 @@ from .batch import BatchInputs
 from .config import KVCacheDType
 from .model.cache import KVCache
 from .model.qwen3 import Qwen3Model
+from .model.streaming.layer_stream import StreamStats
 from .types import BlockId
 
 
@@ -62,6 +63,10 @@ class Executor(Protocol):
 
     def check(self) -> None:
         """Raise ``GroupLostError`` if it can compute no more; may be called by any thread."""
+        ...
+
+    def stream_stats(self) -> StreamStats:
+        """What streaming this process's layers from the disk has cost so far."""
         ...
 
     def close(self) -> None:
@@ -121,5 +126,10 @@ class LocalExecutor:
     def check(self) -> None:
         """It lives as long as its process."""
 
+    def stream_stats(self) -> StreamStats:
+        """See ``Executor.stream_stats``."""
+        return self.model.stream_stats()
+
     def close(self) -> None:
-        """Nothing was started."""
+        """See ``Executor.close``."""
+        self.model.close()

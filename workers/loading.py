@@ -137,6 +137,7 @@ def load_part(config: EngineConfig, shard: ShardSpec = WHOLE, *, ranks_here: int
             shard=part,
             with_head=with_head,
             quantization=config.quantization,
+            weight_memory_bytes=config.weight_memory_bytes,
         )
 
     by_tokens = config.parallel.sequence_from is not None

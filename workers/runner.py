@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .batch import BatchBuilder, BatchInputs, ScheduledBatch, ScheduledSequence
 from .executor import Executor, GroupLostError
+from .model.streaming.errors import WeightReadError
 from .sampling.logprobs import token_logprobs
 from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .sampling.sampler import Sampler
@@ -51,13 +52,14 @@ class ModelRunner:
     def run(self, batch: ScheduledBatch, rows: RowsBySequence) -> StepResult:
         """Run one step; never raises for what a single sequence did.
 
-        Raises ``GroupLostError`` when there are no ranks left to compute on.
+        Raises ``GroupLostError`` when there are no ranks left to compute on, ``WeightReadError``
+        when the weights cannot be read any more.
         """
         if batch.block_copies:
             self.executor.copy_blocks(batch.block_copies)
         try:
             return self._run_together(batch.sequences, rows)
-        except GroupLostError:
+        except (GroupLostError, WeightReadError):
             raise
         except Exception as error:
             if len(batch.sequences) == 1:
@@ -66,7 +68,7 @@ class ModelRunner:
         for scheduled in batch.sequences:
             try:
                 alone = self._run_together((scheduled,), rows)
-            except GroupLostError:
+            except (GroupLostError, WeightReadError):
                 raise
             except Exception as error:
                 result.errors[scheduled.sequence] = error

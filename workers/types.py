@@ -410,7 +410,8 @@ class EngineStats:
     first; ``queued_prefill_tokens`` are known and not computed, but for single tokens of running
     sequences and for what another engine computes. ``kv_import_ends`` counts prefills by other
     engines by how they ended (``done``: every token came), ``kv_tickets_ignored`` the tickets that
-    were passed over, by reason.
+    were passed over, by reason. ``weight_bytes_streamed`` were read from the disk for layers that
+    are not kept in memory; steps stood still for ``weight_wait_s`` seconds until those came.
     """
 
     running: int = 0
@@ -438,3 +439,5 @@ class EngineStats:
     kv_tickets_ignored: dict[str, int] = field(default_factory=dict)
     kv_paging: KVPagingStats | None = None
     """``None`` where there are no tiers."""
+    weight_bytes_streamed: int = 0
+    weight_wait_s: float = 0.0

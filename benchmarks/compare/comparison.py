@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from ...workers.user_cache import cache_folder
 from .. import speed
 from ..floor import FloorProbe
 from ..report import Row, of_rounds
 from .catalog import PeerSpec
-from .install import PeerUnavailableError, cache_folder
+from .install import PeerUnavailableError
 from .process import PeerProcess
 
 BENCHMARK = "compare"

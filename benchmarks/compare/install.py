@@ -11,6 +11,7 @@ import venv
 from collections.abc import Callable
 from pathlib import Path
 
+from ...workers.user_cache import cache_folder
 from .catalog import PeerSpec
 
 COMPLETE = ".complete"
@@ -19,12 +20,6 @@ COMPLETE = ".complete"
 
 class PeerUnavailableError(RuntimeError):
     """A peer that cannot be measured here; the text says why."""
-
-
-def cache_folder() -> Path:
-    """``inference-pio`` in the user's cache (``XDG_CACHE_HOME``, or ``~/.cache``)."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "inference-pio"
 
 
 def interpreter(spec: PeerSpec, progress: Callable[[str], None]) -> Path:

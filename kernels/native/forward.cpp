@@ -167,13 +167,20 @@ template <class T>
 void LayerStack<T>::run(float* stream, int64_t num_tokens, const StackStep& step) {
   Parts& parts = *parts_;
   expect_in_cache(step.batch, step.slots, num_tokens, step.num_blocks, step.block_size);
+  const int64_t end = step.first_layer + step.num_layers;
+  if (step.first_layer < 0 || step.num_layers < 0 || end > static_cast<int64_t>(parts.layers.size())) {
+    throw std::out_of_range("layers " + std::to_string(step.first_layer) + " to " +
+                            std::to_string(end) + " of a stack of " +
+                            std::to_string(parts.layers.size()));
+  }
   const int64_t hidden = parts.widths.hidden;
   const View<float> rows{stream, num_tokens, hidden, hidden};
   const Activations<T> activations = parts.buffers.of(num_tokens, parts.widths);
   parts.plan_attention(step.batch, step.block_size);
   parts.team.run([&](Worker& worker) {
-    for (size_t i = 0; i < parts.layers.size(); ++i) {
-      parts.run_layer(worker, parts.layers[i], rows, activations, step, step.kv_layers[i]);
+    for (int64_t i = 0; i < step.num_layers; ++i) {
+      parts.run_layer(worker, parts.layers[step.first_layer + i], rows, activations, step,
+                      step.kv_layers[i]);
     }
   });
 }

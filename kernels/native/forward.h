@@ -39,8 +39,10 @@ struct StackStep {
   const float* cos;      // [T, head_dim / 2]
   const float* sin;      // likewise
   const int64_t* slots;  // [T], where each token's key and value are written
+  int64_t first_layer;   // of `num_layers` that run
+  int64_t num_layers;
   KVFormat kv_format;
-  void* const* kv_layers;  // each layer's cache, kv_N2KSD
+  void* const* kv_layers;  // the cache of each layer that runs, kv_N2KSD
   int64_t num_blocks;    // N of each
   int32_t block_size;
 };
@@ -52,9 +54,9 @@ class LayerStack {
   LayerStack(Team& team, const StackShape& shape, std::vector<LayerWeights<T>> layers);
   ~LayerStack();
 
-  // Every layer over the residual stream, float32 [num_tokens, hidden_size], in place. Buffers grow
-  // to the largest step seen and are kept. Throws std::out_of_range for a block or slot that the
-  // cache does not have.
+  // Layers over the residual stream, float32 [num_tokens, hidden_size], in place. Buffers grow to
+  // the largest step seen and are kept. Throws std::out_of_range for a layer, block or slot that is
+  // not there.
   void run(float* stream, int64_t num_tokens, const StackStep& step);
 
  private:

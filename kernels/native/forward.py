@@ -48,7 +48,9 @@ class _Step(ctypes.Structure):
         ("stream", ctypes.c_void_p),
         ("num_tokens", ctypes.c_int64),
         ("batch", BatchStruct),
-        *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots", "kv_layers")),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots")),
+        *((name, ctypes.c_int64) for name in ("first_layer", "num_layers")),
+        ("kv_layers", ctypes.c_void_p),
         ("num_blocks", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("block_size", "kv_format")),
     )
@@ -77,11 +79,12 @@ class NativeStack:
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[KVLayer],
+        first_layer: int = 0,
     ) -> Tensor:
         """See ``LayerStack``. Raises ``ValueError`` for tensors of another shape or layout."""
         stream_TC = hidden_TC.to(torch.float32, copy=True)
         self._check(context, stream_TC, cos_TE, sin_TE)
-        kv_format = self._kv_format(context, kv_layers)
+        kv_format = self._kv_format(context, kv_layers, first_layer)
         batch = NativeBatch(context)
         addresses = (ctypes.c_void_p * len(kv_layers))(*map(native_kv_address, kv_layers))
         step = _Step(
@@ -91,6 +94,8 @@ class NativeStack:
             cos=cos_TE.data_ptr(),
             sin=sin_TE.data_ptr(),
             slots=context.slots_T.data_ptr(),
+            first_layer=first_layer,
+            num_layers=len(kv_layers),
             kv_layers=ctypes.addressof(addresses),
             num_blocks=layer_shape(kv_layers[0]).num_blocks,
             block_size=context.block_size,
@@ -114,10 +119,15 @@ class NativeStack:
         _expect("sin_TE", sin_TE, torch.float32, half)
         _expect("slots_T", context.slots_T, torch.int64, (tokens,))
 
-    def _kv_format(self, context: ForwardContext, kv_layers: Sequence[KVLayer]) -> int:
+    def _kv_format(
+        self, context: ForwardContext, kv_layers: Sequence[KVLayer], first_layer: int
+    ) -> int:
         """Of all layers, which are of one shape."""
-        if len(kv_layers) != len(self._layers):
-            raise ValueError(f"{len(kv_layers)} layers of KV came for {len(self._layers)} layers")
+        count = len(self._layers)
+        if not kv_layers or not 0 <= first_layer <= count - len(kv_layers):
+            raise ValueError(
+                f"{len(kv_layers)} layers of KV came for {count} layers from layer {first_layer}"
+            )
         num_blocks = layer_shape(kv_layers[0]).num_blocks
         needed = (num_blocks, self._shape.kv_heads, context.block_size, self._shape.head_dim)
         formats = {native_kv_format(kv, self._dtype) for kv in kv_layers}

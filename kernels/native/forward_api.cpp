@@ -28,6 +28,8 @@ struct StepPointers {
   const float* cos;
   const float* sin;
   const int64_t* slots;
+  int64_t first_layer;
+  int64_t num_layers;
   void* const* kv_layers;
   int64_t num_blocks;
   int32_t block_size;
@@ -66,6 +68,8 @@ void run(LayerStack<T>& stack, const StepPointers& step) {
                 .cos = step.cos,
                 .sin = step.sin,
                 .slots = step.slots,
+                .first_layer = step.first_layer,
+                .num_layers = step.num_layers,
                 .kv_format = step.kv_format,
                 .kv_layers = step.kv_layers,
                 .num_blocks = step.num_blocks,

@@ -27,13 +27,20 @@ class HugeBuffer {
     madvise(data_, mapped_bytes_ - kHugePage, MADV_HUGEPAGE);  // a wish: plain pages serve too
   }
 
+  // Memory that belongs to others and outlives this view of it.
+  static HugeBuffer view(std::byte* data) {
+    HugeBuffer buffer;
+    buffer.data_ = data;
+    return buffer;
+  }
+
   HugeBuffer(HugeBuffer&& other) noexcept { swap(other); }
   HugeBuffer& operator=(HugeBuffer&& other) noexcept {
     swap(other);
     return *this;
   }
   ~HugeBuffer() {
-    if (data_ != nullptr) munmap(mapping_, mapped_bytes_);
+    if (mapping_ != nullptr) munmap(mapping_, mapped_bytes_);
   }
 
   std::byte* data() const { return data_; }

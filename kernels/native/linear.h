@@ -67,6 +67,12 @@ class PackedLinear {
   virtual int64_t out_features() const = 0;  // of a SwiGLU: of its result
   virtual int64_t num_bytes() const = 0;     // of the packed weight
 
+  // Where the packed weight lies, `num_bytes` long.
+  virtual const std::byte* panels() const = 0;
+  // From now on it lies in `memory`, at a multiple of 64, which belongs to others. Nothing is
+  // copied there; what it lay in before is freed. Not while anything runs.
+  virtual void place(std::byte* memory) = 0;
+
   // Each computes x @ weight.T for all rows of x, in tiles taken from the worker's counter. The
   // sum of one output element runs in the same order for any number of rows and workers.
   virtual void run(Worker& worker, View<const T> x, Store<T> to) const = 0;

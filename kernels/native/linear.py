@@ -63,6 +63,25 @@ class Packed:
         check(self._cdll.pio_linear_num_bytes(self._dtype, self.handle, byref(size)))
         return size.value
 
+    def panels(self) -> Tensor:
+        """See ``Placeable.panels``."""
+        address, size = c_void_p(), self.num_bytes
+        check(self._cdll.pio_linear_panels(self._dtype, self.handle, byref(address)))
+        assert address.value is not None
+        return torch.frombuffer(
+            (ctypes.c_byte * size).from_address(address.value), dtype=torch.uint8
+        )
+
+    def place(self, memory: Tensor) -> None:
+        """See ``Placeable.place``."""
+        size = self.num_bytes
+        if memory.dtype != torch.uint8 or memory.shape != (size,) or memory.stride() != (1,):
+            raise ValueError(
+                f"memory is {memory.dtype} {list(memory.shape)}, the weight uint8 [{size}]"
+            )
+        check(self._cdll.pio_linear_place(self._dtype, self.handle, memory.data_ptr()))
+        self._memory = memory  # lives as long as it may be read
+
     def _input(self, x_TC: Tensor) -> Tensor:
         if x_TC.dtype != self.dtype:
             raise ValueError(f"x is {x_TC.dtype}, the weight {self.dtype}")
@@ -184,10 +203,22 @@ def _declare(library: Library) -> None:
     cdll.pio_linear_pack_quantized_swiglu.argtypes = [c_void_p, c_int32, *(c_void_p,) * 3]
     cdll.pio_linear_free.argtypes = [*packed]
     cdll.pio_linear_num_bytes.argtypes = [*packed, c_void_p]
+    cdll.pio_linear_panels.argtypes = [*packed, c_void_p]
+    cdll.pio_linear_place.argtypes = [*packed, c_void_p]
     cdll.pio_linear_add.argtypes = [c_void_p, *packed, view, view, view]
     for name in ("store", "store_float", "add_to_stream", "swiglu"):
         getattr(cdll, f"pio_linear_{name}").argtypes = [c_void_p, *packed, view, view]
     quantized = ("pack_quantized", "pack_quantized_swiglu")
-    names = ("pack", "pack_swiglu", *quantized, "free", "num_bytes", "add")
-    for name in (*names, "store", "store_float", "add_to_stream", "swiglu"):
+    memory = ("free", "num_bytes", "panels", "place")
+    for name in (
+        "pack",
+        "pack_swiglu",
+        *quantized,
+        *memory,
+        "add",
+        "store",
+        "store_float",
+        "add_to_stream",
+        "swiglu",
+    ):
         getattr(cdll, f"pio_linear_{name}").restype = c_char_p

@@ -113,6 +113,24 @@ PIO_API const char* pio_linear_num_bytes(int32_t dtype, const void* handle, int6
   });
 }
 
+PIO_API const char* pio_linear_panels(int32_t dtype, const void* handle, const void** panels) {
+  return pio::guarded([&] {
+    pio::with_type(dtype, [&](auto element) {
+      *panels = static_cast<const pio::PackedLinear<decltype(element)>*>(handle)->panels();
+    });
+  });
+}
+
+PIO_API const char* pio_linear_place(int32_t dtype, void* handle, void* memory) {
+  return pio::guarded([&] {
+    pio::require(reinterpret_cast<uintptr_t>(memory) % 64 == 0, "the memory is not aligned to 64");
+    pio::with_type(dtype, [&](auto element) {
+      static_cast<pio::PackedLinear<decltype(element)>*>(handle)->place(
+          static_cast<std::byte*>(memory));
+    });
+  });
+}
+
 PIO_API const char* pio_linear_store(void* team, int32_t dtype, const void* handle,
                                      const Matrix* x, const Matrix* out) {
   return pio::guarded([&] {

@@ -24,6 +24,8 @@ class LinearOfPanels final : public PackedLinear<T> {
   int64_t in_features() const override { return weight_.shape.in_features; }
   int64_t out_features() const override { return weight_.shape.columns; }
   int64_t num_bytes() const override { return weight_.num_bytes(); }
+  const std::byte* panels() const override { return weight_.data.data(); }
+  void place(std::byte* memory) override { weight_.data = HugeBuffer::view(memory); }
 
   void run(Worker& worker, View<const T> x, Store<T> to) const override { run_to(worker, x, to); }
   void run(Worker& worker, View<const T> x, StoreFloat to) const override { run_to(worker, x, to); }

@@ -84,6 +84,10 @@ class Checkpoint:
             )
         return self.view(name)
 
+    def file_of(self, name: str) -> SafetensorsFile:
+        """The file that has a tensor."""
+        return self._where[name]
+
     def stored_dtype(self, name: str) -> str:
         """The dtype of a tensor as the file names it."""
         return self._where[name].entries[name].dtype

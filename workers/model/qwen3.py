@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,10 @@ from ..config import KVCacheDType, QuantizationName
 from .cache import KVCache
 from .config import ModelConfig
 from .shard import WHOLE, ShardSpec
+from .streaming.embedding_rows import EmbeddingRows
+from .streaming.layer_stream import StreamStats
+from .streaming.layers import LayerStore, ResidentLayers, StreamedLayers
+from .streaming.loading import load_layers
 from .weights import WeightReader
 
 
@@ -76,8 +81,8 @@ class Qwen3Model:
         self,
         config: ModelConfig,
         kernels: Kernels,
-        layers: tuple[DecoderLayer, ...],
-        embedding: Tensor | None,
+        layers: LayerStore,
+        embedding: Tensor | EmbeddingRows | None,
         final_norm: Tensor | None,
         head: PackedLinear | None,
         *,
@@ -90,7 +95,7 @@ class Qwen3Model:
         self.config = config
         """Of the whole model."""
         self.kernels = kernels
-        self.layers = layers
+        self._store = layers
         self.embedding = embedding
         self.final_norm = final_norm
         self.head = head
@@ -102,7 +107,7 @@ class Qwen3Model:
         """Of the checkpoint, while loading."""
         # Layers that are split over ranks stop to exchange; whole ones run through.
         eps = config.rms_norm_eps
-        self._stack = kernels.stack(layers, eps) if shard.tp_size == 1 else None
+        self._stack = kernels.stack(layers.layers, eps) if shard.tp_size == 1 else None
         self._frequencies_E = inverse_frequencies(config.rope_theta, config.head_dim, self.device)
 
     @classmethod
@@ -116,15 +121,22 @@ class Qwen3Model:
         shard: ShardSpec = WHOLE,
         with_head: bool = True,
         quantization: QuantizationName = "none",
+        weight_memory_bytes: int | None = None,
     ) -> Qwen3Model:
         """Loads a checkpoint folder; ``dtype`` ``None`` keeps the checkpoint's.
 
         ``max_positions`` narrows the longest sequence, at most the checkpoint's own limit.
         ``shard`` is the part to load; ``with_head=False`` leaves the last stage's output layer out.
-        ``quantization`` rounds the linears while they are loaded.
+        ``quantization`` rounds the linears while they are loaded. ``weight_memory_bytes`` is what
+        the weights of this part may take: layers that it does not hold are streamed.
         Raises ``CheckpointError`` for a checkpoint that is incomplete, damaged or of another
-        architecture.
+        architecture, ``ValueError`` for a limit that cannot be kept.
         """
+        if weight_memory_bytes is not None and device.type != "cpu":
+            raise ValueError(
+                f"weight_memory_bytes streams weights from the disk to the CPU; the device is "
+                f"{device.type}"
+            )
         config = ModelConfig.from_folder(path)
         limit = config.max_position_embeddings
         if max_positions is not None and not 1 <= max_positions <= limit:
@@ -134,10 +146,18 @@ class Qwen3Model:
         reader = WeightReader(path, config, kernels, dtype, device, shard, quantization)
         with torch.inference_mode(), reader as weights:
             local = shard.local_config(config)
-            layers = tuple(_load_layer(weights, local, i) for i in shard.layers(config))
-            embedding = weights.embedding() if shard.is_first_stage else None
             ends = shard.is_last_stage and with_head
             head = weights.head() if ends else None
+            layers = load_layers(
+                shard.layers(config),
+                lambda index: _load_layer(weights, local, index),
+                limit=weight_memory_bytes,
+                head=head,
+            )
+            embedding: Tensor | EmbeddingRows | None = None
+            if shard.is_first_stage:
+                is_streamed = isinstance(layers, StreamedLayers)
+                embedding = weights.embedding_rows() if is_streamed else weights.embedding()
             final_norm = weights.vector("model.norm.weight") if ends else None
         return cls(
             config,
@@ -152,6 +172,25 @@ class Qwen3Model:
             shard=shard,
             num_bytes_read=weights.num_bytes_read,
         )
+
+    @property
+    def layers(self) -> Sequence[DecoderLayer]:
+        """Of this part."""
+        return self._store.layers
+
+    def stream_stats(self) -> StreamStats:
+        """What streaming has cost so far."""
+        return self._store.stats()
+
+    def close(self) -> None:
+        """End what streams; the model computes no more where anything did."""
+        self._store.close()
+        if isinstance(self.embedding, EmbeddingRows):
+            self.embedding.close()
+
+    def check_integrity(self) -> None:
+        """Raise ``AssertionError`` where the books of what streams disagree."""
+        self._store.check_integrity()
 
     def new_cache(
         self, num_blocks: int, block_size: int, kv_cache_dtype: KVCacheDType = "auto"
@@ -172,13 +211,19 @@ class Qwen3Model:
     @torch.inference_mode()
     def embed(self, token_ids_T: Tensor) -> Tensor:
         """The tokens' rows of the embedding, [T, hidden]; zeros for other ranks' rows."""
-        assert self.embedding is not None, "the first stage has the embedding"
         if self.shard.tp_size == 1:
-            return torch.nn.functional.embedding(token_ids_T, self.embedding)
-        rows_T = token_ids_T - self.shard.vocabulary(self.config).start
-        foreign_T = (rows_T < 0) | (rows_T >= self.embedding.shape[0])
-        found_TC = torch.nn.functional.embedding(rows_T.masked_fill(foreign_T, 0), self.embedding)
+            return self._look_up(token_ids_T)
+        own = self.shard.vocabulary(self.config)
+        rows_T = token_ids_T - own.start
+        foreign_T = (rows_T < 0) | (rows_T >= len(own))
+        found_TC = self._look_up(rows_T.masked_fill(foreign_T, 0))
         return found_TC.masked_fill_(foreign_T[:, None], 0)
+
+    def _look_up(self, rows_T: Tensor) -> Tensor:
+        assert self.embedding is not None, "the first stage has the embedding"
+        if isinstance(self.embedding, EmbeddingRows):
+            return self.embedding.look_up(rows_T)
+        return torch.nn.functional.embedding(rows_T, self.embedding)
 
     @torch.inference_mode()
     def run_layers(
@@ -200,11 +245,15 @@ class Qwen3Model:
         cache.clear_blocks(context.new_partial_blocks)
         kernels, eps = self.kernels, self.config.rms_norm_eps
         cos_TE, sin_TE = rope_cos_sin(context.positions_T, self._frequencies_E)
+        store = self._store if layers is None else ResidentLayers(layers)
         if self._stack is not None and exchange is ALONE and layers is None:
-            stream_TC = self._stack(hidden_TC, context, cos_TE, sin_TE, cache.layers)
-            return stream_TC if self.final_norm is not None else stream_TC.to(self.dtype)
+            for span in store.spans():
+                kv_layers = cache.layers[span.start : span.stop]
+                hidden_TC = self._stack(hidden_TC, context, cos_TE, sin_TE, kv_layers, span.start)
+            return hidden_TC if self.final_norm is not None else hidden_TC.to(self.dtype)
         attention = kernels.plan_attention(context)
-        for layer, kv_N2KSD in zip(layers or self.layers, cache.layers, strict=True):
+        for index in itertools.chain.from_iterable(store.spans()):
+            layer, kv_N2KSD = store.layers[index], cache.layers[index]
             normed_TC = kernels.rms_norm(hidden_TC, layer.input_norm, eps)
             q_THD = kernels.qk_norm_rope_write(
                 exchange.to_heads(layer.qkv(normed_TC)),

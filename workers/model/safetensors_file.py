@@ -63,6 +63,10 @@ class SafetensorsFile:
             if name != "__metadata__"
         }
 
+    def offset(self, name: str) -> int:
+        """Where a tensor begins in the file, in bytes."""
+        return self._data_start + self.entries[name].start
+
     def view(self, name: str) -> Tensor:
         """The tensor as stored, without a copy: pages are read as they are touched."""
         entry = self.entries[name]
@@ -72,7 +76,7 @@ class SafetensorsFile:
                 f"supported are {', '.join(STORED_DTYPES)}"
             )
         dtype = STORED_DTYPES[entry.dtype]
-        start = self._data_start + entry.start
+        start = self.offset(name)
         data: mmap.mmap | bytearray = self._map
         if start % dtype.itemsize:  # the format does not promise alignment, torch needs it
             data, start = bytearray(self._map[start : self._data_start + entry.end]), 0

@@ -24,6 +24,7 @@ from .loader import Checkpoint, LoadProgress
 from .names import EMBEDDING, HEAD
 from .quantization.detect import layout_of_folder
 from .shard import WHOLE, ShardSpec
+from .streaming.embedding_rows import EmbeddingRows
 
 
 class WeightReader:
@@ -121,6 +122,12 @@ class WeightReader:
         """
         rows = self._shard.vocabulary(self._config)
         return self._converted(self._checkpoint.float_view(EMBEDDING)[rows.start : rows.stop])
+
+    def embedding_rows(self) -> EmbeddingRows:
+        """The same table, read as tokens come."""
+        rows = self._shard.vocabulary(self._config)
+        self._checkpoint.float_view(EMBEDDING)  # refuses a stored dtype that is not a float's
+        return EmbeddingRows(self._checkpoint.file_of(EMBEDDING), EMBEDDING, rows, self._dtype)
 
     def head(self) -> PackedLinear:
         """The output layer of this rank's rows of the vocabulary."""

@@ -28,6 +28,7 @@ from ..executor import GroupLostError, LocalExecutor
 from ..loading import LoadedModel, load_model, load_text_for, with_pool
 from ..model.config import ModelConfig
 from ..model.shard import ShardSpec, check_grid
+from ..model.streaming.layer_stream import StreamStats
 from ..types import BlockId
 from .command import Kind, StepInputs, command, encode_step
 from .control import ControlCost, send_command
@@ -172,6 +173,10 @@ class GridExecutor:
         if reason is not None:
             raise GroupLostError(reason)
 
+    def stream_stats(self) -> StreamStats:
+        """See ``Executor.stream_stats``: of rank 0."""
+        return self._stage.model.stream_stats()
+
     def close(self) -> None:
         """See ``Executor.close``; the ranks are gone when it returns."""
         if self._closed:
@@ -185,6 +190,7 @@ class GridExecutor:
                 logger.warning("a rank was gone before it was closed: %s", error)
         self._members.end(_CLOSE_S)
         self._groups.close()
+        self._stage.model.close()
 
     def _logits(self, rows: Sequence[int]) -> Tensor:
         if not rows:
