@@ -15,6 +15,7 @@ from .native.library import Library
 from .native.linear import NativeLinear, NativeSwiGLU, Packed
 from .native.linear_quantized import QuantizedLinear, QuantizedSwiGLU, are_alike, is_kept
 from .native.rows import qk_norm_rope_write, rms_norm
+from .pattern import bound_pages
 from .quantized import QuantizedWeight
 from .torch_quantized import pack, pack_swiglu
 
@@ -85,6 +86,10 @@ class NativeKernels:
             slots_T,
             eps,
         )
+
+    def bound_pages(self, kv_N2KSD: Tensor, bounds_N2KD: Tensor, blocks: Sequence[int]) -> None:
+        """See ``Kernels.bound_pages``."""
+        bound_pages(kv_N2KSD, bounds_N2KD, blocks)
 
     def plan_attention(self, context: ForwardContext) -> NativeAttention:
         """See ``Kernels.plan_attention``."""

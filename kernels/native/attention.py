@@ -82,7 +82,9 @@ class NativeAttention:
         self._context = context
         self.batch = NativeBatch(context)
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(
+        self, q_THD: Tensor, kv_N2KSD: Tensor, bounds_N2KD: Tensor | None = None
+    ) -> Tensor:
         """See ``api.Attention``.
 
         Raises ``ValueError`` for operands that are not of this step or not of one another, and

@@ -7,6 +7,7 @@ from array import array
 from itertools import accumulate, chain
 
 from ..context import ForwardContext
+from ..pattern import FULL
 
 
 class BatchStruct(ctypes.Structure):
@@ -25,6 +26,8 @@ class NativeBatch:
     """Owns the arrays that ``struct`` points to; keep it until the last kernel has run."""
 
     def __init__(self, context: ForwardContext) -> None:
+        if context.pattern != FULL:
+            raise ValueError(f"the native kernels have full attention only, not {context.pattern}")
         tables = context.block_tables
         self._arrays = (
             array("i", context.query_starts),

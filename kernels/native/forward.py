@@ -75,6 +75,7 @@ class NativeStack:
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[Tensor],
+        bounds_layers: Sequence[Tensor] = (),
     ) -> Tensor:
         """See ``LayerStack``. Raises ``ValueError`` for tensors of another shape or layout."""
         stream_TC = hidden_TC.to(torch.float32, copy=True)

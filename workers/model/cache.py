@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.pattern import FULL, AttentionPattern, bound_pages
 from .config import ModelConfig
 
 
@@ -15,6 +16,7 @@ class KVCache:
 
     ``blocks_LN2KSD``: layers, blocks, key and value, KV heads, tokens of a block, head_dim. Block
     ``n`` of the whole model is ``blocks_LN2KSD[:, n]``; a layer sees its own ``layers[l]``.
+    ``bounds`` has each layer's ``bounds_N2KD`` where ``pattern`` has pages, else nothing.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        pattern: AttentionPattern = FULL,
     ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
@@ -44,12 +47,22 @@ class KVCache:
             device=device,
         ).zero_()
         self.layers: tuple[Tensor, ...] = tuple(self.blocks_LN2KSD.unbind(0))
+        self.bounds: tuple[Tensor, ...] = ()
+        if pattern.pages is not None:
+            shape = (config.num_layers, num_blocks, 2, config.num_kv_heads, config.head_dim)
+            self.bounds = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
 
     @staticmethod
-    def bytes_per_block(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int:
-        """Memory of one block over all layers."""
+    def bytes_per_block(
+        config: ModelConfig,
+        block_size: int,
+        dtype: torch.dtype,
+        pattern: AttentionPattern = FULL,
+    ) -> int:
+        """Memory of one block over all layers, with its bounds where ``pattern`` has pages."""
         per_token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-        return per_token * block_size * dtype.itemsize
+        bounds = 0 if pattern.pages is None else 1  # the smallest and the largest key: a token's
+        return per_token * (block_size + bounds) * dtype.itemsize
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks, (source, destination), as if all at once."""
@@ -76,6 +89,8 @@ class KVCache:
         # One by one: indexed assignment moves single elements, at a third of the speed.
         for number, block in enumerate(blocks):
             self.blocks_LN2KSD[:, block].copy_(blocks_Ln2KSD[:, number])
+        for layer, bounds_N2KD in enumerate(self.bounds):
+            bound_pages(self.layers[layer], bounds_N2KD, blocks)
 
     def _gather(self, blocks: Sequence[int]) -> Tensor:
         return self.blocks_LN2KSD.index_select(1, self._index(blocks))

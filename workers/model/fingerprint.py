@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..config import QuantizationName
+from ..config import FULL_ATTENTION, QuantizationName
 from .loader import weight_files
 
 # Weights are sampled, not read whole: 64 windows a file tell two checkpoints of the same shapes
@@ -14,10 +14,16 @@ WINDOWS = 64
 WINDOW_BYTES = 4096
 
 
-def model_fingerprint(path: Path, *, quantization: QuantizationName = "none") -> bytes:
+def model_fingerprint(
+    path: Path,
+    *,
+    quantization: QuantizationName = "none",
+    attention: str = FULL_ATTENTION,
+) -> bytes:
     """SHA-256 over ``config.json``, every weight file's name and header, and a sample of its bytes.
 
-    Weights that are quantized while they are loaded are others, so ``quantization`` is hashed too.
+    Weights that are quantized while they are loaded are others, so ``quantization`` is hashed too;
+    so is the label of an ``attention`` that is not full, behind whose first layer all keys differ.
     Raises ``CheckpointError`` for a folder without safetensors weights, ``OSError`` for files that
     cannot be read.
     """
@@ -29,6 +35,8 @@ def model_fingerprint(path: Path, *, quantization: QuantizationName = "none") ->
             _add(digest, window)
     if quantization != "none":
         _add(digest, quantization.encode())
+    if attention != FULL_ATTENTION:
+        _add(digest, attention.encode())
     return digest.digest()
 
 

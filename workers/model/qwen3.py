@@ -12,6 +12,7 @@ from torch import Tensor
 from ...kernels.api import DecoderLayer, Kernels, PackedLinear
 from ...kernels.context import ForwardContext
 from ...kernels.dispatch import select_kernels
+from ...kernels.pattern import FULL, AttentionPattern
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
 from ..config import QuantizationName
 from .cache import KVCache
@@ -85,6 +86,7 @@ class Qwen3Model:
         device: torch.device,
         max_positions: int,
         shard: ShardSpec = WHOLE,
+        pattern: AttentionPattern = FULL,
         num_bytes_read: int = 0,
     ) -> None:
         self.config = config
@@ -98,6 +100,8 @@ class Qwen3Model:
         self.dtype = dtype
         self.device = device
         self.shard = shard
+        self.pattern = pattern
+        """Which keys a token attends to; contexts of this model are built with it."""
         self.num_bytes_read = num_bytes_read
         """Of the checkpoint, while loading."""
         # Layers that are split over ranks stop to exchange; whole ones run through.
@@ -116,6 +120,7 @@ class Qwen3Model:
         shard: ShardSpec = WHOLE,
         with_head: bool = True,
         quantization: QuantizationName = "none",
+        pattern: AttentionPattern = FULL,
     ) -> Qwen3Model:
         """Loads a checkpoint folder; ``dtype`` ``None`` keeps the checkpoint's.
 
@@ -150,19 +155,20 @@ class Qwen3Model:
             device=device,
             max_positions=max_positions or limit,
             shard=shard,
+            pattern=pattern,
             num_bytes_read=weights.num_bytes_read,
         )
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """A cache for this part; ``KVCache.bytes_per_block`` tells its size."""
         local = self.shard.local_config(self.config)
-        return KVCache(local, num_blocks, block_size, self.dtype, self.device)
+        return KVCache(local, num_blocks, block_size, self.dtype, self.device, self.pattern)
 
     def forward(self, token_ids_T: Tensor, context: ForwardContext, cache: KVCache) -> Tensor:
         """Hidden states behind the final norm, [T, hidden]; writes the tokens' KV into the cache.
 
         ``token_ids_T`` int64. Raises ``ValueError`` for a sequence past ``max_positions`` or a
-        context of another block size.
+        context of another block size or pattern.
         """
         hidden_TC = self.embed(token_ids_T)
         return self.normalise(self.run_layers(hidden_TC, context, cache))
@@ -199,10 +205,13 @@ class Qwen3Model:
         kernels, eps = self.kernels, self.config.rms_norm_eps
         cos_TE, sin_TE = rope_cos_sin(context.positions_T, self._frequencies_E)
         if self._stack is not None and exchange is ALONE and layers is None:
-            stream_TC = self._stack(hidden_TC, context, cos_TE, sin_TE, cache.layers)
+            stream_TC = self._stack(hidden_TC, context, cos_TE, sin_TE, cache.layers, cache.bounds)
             return stream_TC if self.final_norm is not None else stream_TC.to(self.dtype)
         attention = kernels.plan_attention(context)
-        for layer, kv_N2KSD in zip(layers or self.layers, cache.layers, strict=True):
+        all_bounds = cache.bounds or [None] * len(cache.layers)
+        for layer, kv_N2KSD, bounds_N2KD in zip(
+            layers or self.layers, cache.layers, all_bounds, strict=True
+        ):
             normed_TC = kernels.rms_norm(hidden_TC, layer.input_norm, eps)
             q_THD = kernels.qk_norm_rope_write(
                 exchange.to_heads(layer.qkv(normed_TC)),
@@ -213,7 +222,9 @@ class Qwen3Model:
                 context.slots_T,
                 eps,
             )
-            out_TC = exchange.to_tokens(attention(q_THD, kv_N2KSD))
+            if bounds_N2KD is not None:
+                kernels.bound_pages(kv_N2KSD, bounds_N2KD, context.filled_blocks)
+            out_TC = exchange.to_tokens(attention(q_THD, kv_N2KSD, bounds_N2KD))
             hidden_TC = exchange.total(layer.attention_out(out_TC, exchange.residual(hidden_TC)))
             normed_TC = kernels.rms_norm(hidden_TC, layer.mlp_norm, eps)
             inner_TC = layer.gate_up(normed_TC)
@@ -247,6 +258,8 @@ class Qwen3Model:
                 f"the context counts blocks of {context.block_size} tokens, "
                 f"the cache has {cache.block_size}"
             )
+        if context.pattern != self.pattern:
+            raise ValueError(f"the context has {context.pattern}, the model {self.pattern}")
 
 
 def _load_layer(weights: WeightReader, config: ModelConfig, index: int) -> DecoderLayer:
