@@ -14,8 +14,8 @@ from .native.forward import NativeStack
 from .native.library import Library
 from .native.linear import NativeLinear, NativeSwiGLU, Packed
 from .native.linear_quantized import QuantizedLinear, QuantizedSwiGLU, are_alike, is_kept
+from .native.pages import bound_pages
 from .native.rows import qk_norm_rope_write, rms_norm
-from .pattern import bound_pages
 from .quantized import QuantizedWeight
 from .torch_quantized import pack, pack_swiglu
 
@@ -89,7 +89,7 @@ class NativeKernels:
 
     def bound_pages(self, kv_N2KSD: Tensor, bounds_N2KD: Tensor, blocks: Sequence[int]) -> None:
         """See ``Kernels.bound_pages``."""
-        bound_pages(kv_N2KSD, bounds_N2KD, blocks)
+        bound_pages(self._library, self._team, kv_N2KSD, bounds_N2KD, blocks)
 
     def plan_attention(self, context: ForwardContext) -> NativeAttention:
         """See ``Kernels.plan_attention``."""

@@ -25,9 +25,11 @@ class Attention {
   void plan(const Batch& batch);
 
   // Every new token attends to all tokens of its sequence up to itself, whose keys and values lie
-  // in the cache. Queries are scaled already. `queries` and `out` are [T, num_heads * head_dim].
+  // in the cache, or to those of them that the batch's pattern leaves. Queries are scaled already.
+  // `queries` and `out` are [T, num_heads * head_dim]. `bounds` is read where pages are selected.
   // May hold barriers inside; `out` is complete after the caller's next barrier.
-  void run(Worker& worker, View<const T> queries, KVLayer<const T> cache, View<T> out) const;
+  void run(Worker& worker, View<const T> queries, KVLayer<const T> cache,
+           BoundsLayer<const T> bounds, View<T> out) const;
 
  private:
   struct Plan;

@@ -11,6 +11,7 @@ from ..context import ForwardContext
 from .batch import NativeBatch
 from .dtypes import native_dtype
 from .library import Library, check
+from .pages import expect_bounds
 
 _INT, _LONG, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -35,7 +36,7 @@ class AttentionPool:
         self._cdll.pio_attention_delete.restype = None
         self._cdll.pio_attention_plan.argtypes = [_POINTER, _POINTER, _LONG]
         self._cdll.pio_attention_run.argtypes = [
-            *(_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER)
+            *(_POINTER, _POINTER, _LONG, _LONG, _POINTER, _POINTER, _POINTER)
         ]
         for name in ("new", "plan", "run"):
             getattr(self._cdll, f"pio_attention_{name}").restype = ctypes.c_char_p
@@ -44,7 +45,13 @@ class AttentionPool:
         """See ``Kernels.plan_attention``."""
         return NativeAttention(self, context)
 
-    def run(self, attention: NativeAttention, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def run(
+        self,
+        attention: NativeAttention,
+        q_THD: Tensor,
+        kv_N2KSD: Tensor,
+        bounds_N2KD: Tensor | None,
+    ) -> Tensor:
         """See ``api.Attention``; the plan is made again where another one came between."""
         num_tokens, num_heads, head_dim = q_THD.shape
         num_blocks, _, kv_heads, block_size, _ = kv_N2KSD.shape
@@ -59,7 +66,9 @@ class AttentionPool:
             self._cdll.pio_attention_run(
                 handle,
                 *(q_THD.data_ptr(), num_tokens, q_THD.stride(0)),
-                *(kv_N2KSD.data_ptr(), out_TC.data_ptr()),
+                kv_N2KSD.data_ptr(),
+                None if bounds_N2KD is None else bounds_N2KD.data_ptr(),
+                out_TC.data_ptr(),
             )
         )
         return out_TC
@@ -87,7 +96,8 @@ class NativeAttention:
     ) -> Tensor:
         """See ``api.Attention``.
 
-        Raises ``ValueError`` for operands that are not of this step or not of one another, and
+        Raises ``ValueError`` for operands that are not of this step or not of one another, for
+        bounds that are missing, and
         ``KernelError`` for a block that the cache does not have.
         """
         context = self._context
@@ -103,6 +113,8 @@ class NativeAttention:
             )
         if not kv_N2KSD.is_contiguous():
             raise ValueError(f"the cache has strides {kv_N2KSD.stride()}; no gaps are allowed")
+        if context.pattern.pages is not None:
+            expect_bounds(bounds_N2KD, kv_N2KSD)
         if q_THD.stride()[1:] != (q_THD.shape[2], 1):
             q_THD = q_THD.contiguous()
-        return self._pool.run(self, q_THD, kv_N2KSD)
+        return self._pool.run(self, q_THD, kv_N2KSD, bounds_N2KD)

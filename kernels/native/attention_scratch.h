@@ -44,7 +44,8 @@ struct AttentionScratch {
 
   PartRows<T> part;
   Query* queries;       // [tile_rows, query_stride], zeros behind head_dim
-  int* visible;         // [tile_rows]: keys of the part that a row sees
+  int* visible;         // [tile_rows]: keys of the part that lie before a row's end
+  int* hidden;          // [tile_rows]: of them, end of those that its window hides
   float* values;        // [tile_rows, value_stride]: weighted values of the parts so far
   SoftmaxState* state;  // [tile_rows]
   float* scores;             // of one block and one part
@@ -65,6 +66,7 @@ struct AttentionScratch {
       size = 0;
       place(queries, shape.tile_rows() * shape.query_stride());
       place(visible, shape.tile_rows());
+      place(hidden, shape.tile_rows());
       place(values, shape.tile_rows() * shape.value_stride());
       place(state, shape.tile_rows());
       place(scores, kMaxBlockRows * kScoreStride);

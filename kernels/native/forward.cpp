@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "huge_buffer.h"
+#include "pages.h"
 #include "rows.h"
 
 namespace pio {
@@ -71,20 +72,22 @@ void expect(const char* name, const PackedLinear<T>& linear, int64_t in, int64_t
 }
 
 // The kernels follow these numbers without looking.
-void expect_in_cache(const Batch& batch, const int64_t* slots, int64_t num_tokens,
-                     int64_t num_blocks, int32_t block_size) {
+template <class T>
+void expect_in_cache(const StackStep<T>& step, int64_t num_tokens) {
+  const Batch& batch = step.batch;
   const auto expect_block = [&](int64_t block) {
-    if (block < 0 || block >= num_blocks) {
+    if (block < 0 || block >= step.num_blocks) {
       throw std::out_of_range("there is no block " + std::to_string(block) + " in a cache of " +
-                              std::to_string(num_blocks));
+                              std::to_string(step.num_blocks));
     }
   };
   for (int64_t i = 0; i < batch.table_starts[batch.num_sequences]; ++i) {
     expect_block(batch.block_tables[i]);
   }
   for (int64_t i = 0; i < num_tokens; ++i) {
-    expect_block(slots[i] < 0 ? slots[i] : slots[i] / block_size);
+    expect_block(step.slots[i] < 0 ? step.slots[i] : step.slots[i] / step.block_size);
   }
+  for (int64_t i = 0; i < step.num_filled; ++i) expect_block(step.filled[i]);
 }
 
 }  // namespace
@@ -116,7 +119,8 @@ struct LayerStack<T>::Parts {
 
   // One worker's part of one layer. Every kernel reads what all workers wrote in the one before.
   void run_layer(Worker& worker, const LayerWeights<T>& layer, View<float> stream,
-                 const Activations<T>& to, const StackStep<T>& step, T* kv_data) const {
+                 const Activations<T>& to, const StackStep<T>& step, T* kv_data,
+                 T* bounds_data) const {
     const int64_t rows = stream.rows, half = shape.head_dim / 2;
     const View<const float> cos{step.cos, rows, half, half}, sin{step.sin, rows, half, half};
     const KVLayer<T> cache{kv_data, shape.kv_heads, block_size, shape.head_dim};
@@ -129,7 +133,13 @@ struct LayerStack<T>::Parts {
     qk_norm_rope_write(worker, reading(to.qkv), layer.qk_norm_AD, cos, sin, step.slots, shape.eps,
                        cache, to.queries);
     worker.barrier();
-    attention->run(worker, reading(to.queries), cached, to.attended);
+    if (step.num_filled > 0) {
+      const BoundsLayer<T> bounds{bounds_data, shape.kv_heads, shape.head_dim};
+      bound_pages(worker, cached, step.filled, step.num_filled, bounds);
+      worker.barrier();
+    }
+    const BoundsLayer<const T> bounds{bounds_data, shape.kv_heads, shape.head_dim};
+    attention->run(worker, reading(to.queries), cached, bounds, to.attended);
     worker.barrier();
     layer.attention_out->run(worker, reading(to.attended), AddToStream{stream});
     worker.barrier();
@@ -160,14 +170,15 @@ LayerStack<T>::~LayerStack() = default;
 template <class T>
 void LayerStack<T>::run(float* stream, int64_t num_tokens, const StackStep<T>& step) {
   Parts& parts = *parts_;
-  expect_in_cache(step.batch, step.slots, num_tokens, step.num_blocks, step.block_size);
+  expect_in_cache(step, num_tokens);
   const int64_t hidden = parts.widths.hidden;
   const View<float> rows{stream, num_tokens, hidden, hidden};
   const Activations<T> activations = parts.buffers.of(num_tokens, parts.widths);
   parts.plan_attention(step.batch, step.block_size);
   parts.team.run([&](Worker& worker) {
     for (size_t i = 0; i < parts.layers.size(); ++i) {
-      parts.run_layer(worker, parts.layers[i], rows, activations, step, step.kv_layers[i]);
+      T* bounds = step.bounds_layers == nullptr ? nullptr : step.bounds_layers[i];
+      parts.run_layer(worker, parts.layers[i], rows, activations, step, step.kv_layers[i], bounds);
     }
   });
 }

@@ -41,7 +41,10 @@ struct StackStep {
   const float* sin;      // likewise
   const int64_t* slots;  // [T], where each token's key and value are written
   T* const* kv_layers;   // each layer's cache, kv_N2KSD
-  int64_t num_blocks;    // N of each
+  T* const* bounds_layers;  // each layer's bounds_N2KD; read where pages are selected
+  const int32_t* filled;    // blocks that the step fills, whose bounds are then due
+  int64_t num_filled;
+  int64_t num_blocks;  // N of each
   int32_t block_size;
 };
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from .batch import BatchStruct, NativeBatch
 from .dtypes import native_dtype
 from .library import Library, check
 from .linear import AnyLinear, AnySwiGLU, Packed
+from .pages import expect_bounds
 
 
 class _Shape(ctypes.Structure):
@@ -47,6 +49,8 @@ class _Step(ctypes.Structure):
         ("num_tokens", ctypes.c_int64),
         ("batch", BatchStruct),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots", "kv_layers")),
+        *((name, ctypes.c_void_p) for name in ("bounds_layers", "filled")),
+        ("num_filled", ctypes.c_int64),
         ("num_blocks", ctypes.c_int64),
         ("block_size", ctypes.c_int32),
     )
@@ -80,8 +84,9 @@ class NativeStack:
         """See ``LayerStack``. Raises ``ValueError`` for tensors of another shape or layout."""
         stream_TC = hidden_TC.to(torch.float32, copy=True)
         self._check(context, stream_TC, cos_TE, sin_TE, kv_layers)
+        filled = array("i", self._due(context, kv_layers, bounds_layers))
         batch = NativeBatch(context)
-        addresses = (ctypes.c_void_p * len(kv_layers))(*(kv.data_ptr() for kv in kv_layers))
+        addresses, bounds = _addresses_of(kv_layers), _addresses_of(bounds_layers)
         step = _Step(
             stream=stream_TC.data_ptr(),
             num_tokens=context.query_starts[-1],
@@ -90,11 +95,31 @@ class NativeStack:
             sin=sin_TE.data_ptr(),
             slots=context.slots_T.data_ptr(),
             kv_layers=ctypes.addressof(addresses),
+            bounds_layers=ctypes.addressof(bounds) if bounds_layers else None,
+            filled=filled.buffer_info()[0],
+            num_filled=len(filled),
             num_blocks=kv_layers[0].shape[0],
             block_size=context.block_size,
         )
         check(self._run(self._stack, ctypes.byref(step)))
         return stream_TC
+
+    def _due(
+        self,
+        context: ForwardContext,
+        kv_layers: Sequence[Tensor],
+        bounds_layers: Sequence[Tensor],
+    ) -> Sequence[int]:
+        """Blocks whose bounds the step has to write; none where no pages are selected."""
+        if context.pattern.pages is None:
+            return ()
+        if len(bounds_layers) != len(kv_layers):
+            raise ValueError(
+                f"{len(bounds_layers)} layers of bounds came for {len(kv_layers)} layers of KV"
+            )
+        for bounds_N2KD, kv_N2KSD in zip(bounds_layers, kv_layers, strict=True):
+            expect_bounds(bounds_N2KD, kv_N2KSD)
+        return context.filled_blocks
 
     def _check(
         self,
@@ -116,6 +141,10 @@ class NativeStack:
         block = (2, shape.kv_heads, context.block_size, shape.head_dim)
         for kv_N2KSD in kv_layers:
             _expect("kv_N2KSD", kv_N2KSD, self._dtype, (kv_layers[0].shape[0], *block))
+
+
+def _addresses_of(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _shape(layer: DecoderLayer, eps: float) -> _Shape:

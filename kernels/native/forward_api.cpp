@@ -29,6 +29,9 @@ struct StepPointers {
   const float* sin;
   const int64_t* slots;
   void* const* kv_layers;
+  void* const* bounds_layers;
+  const int32_t* filled;
+  int64_t num_filled;
   int64_t num_blocks;
   int32_t block_size;
 };
@@ -66,6 +69,9 @@ void run(LayerStack<T>& stack, const StepPointers& step) {
                 .sin = step.sin,
                 .slots = step.slots,
                 .kv_layers = reinterpret_cast<T* const*>(step.kv_layers),
+                .bounds_layers = reinterpret_cast<T* const*>(step.bounds_layers),
+                .filled = step.filled,
+                .num_filled = step.num_filled,
                 .num_blocks = step.num_blocks,
                 .block_size = step.block_size,
             });
