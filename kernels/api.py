@@ -6,6 +6,9 @@ heads, K key/value heads, A = H + K, D head_dim, E = D / 2, C channels (any widt
 One layer of the cache is ``kv_N2KSD``: keys at index 0 and values at index 1 of the second axis. A
 head's keys in one block lie together, so gathering blocks gives each head one plain matrix. In
 place of that tensor stands a ``CodedKV`` where the cache is quantized; see ``kv_layer``.
+
+Where tokens select pages (``pattern``), ``bounds_N2KD`` goes with each layer: the smallest and the
+largest key of every full block. Those of other blocks may hold anything.
 """
 
 from __future__ import annotations
@@ -46,10 +49,13 @@ class PackedSwiGLU(Protocol):
 class Attention(Protocol):
     """Attention of one step's batch, planned once and called for every layer."""
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
+    def __call__(
+        self, q_THD: Tensor, kv_N2KSD: KVLayer, bounds_N2KD: Tensor | None = None
+    ) -> Tensor:
         """Causal attention of every new token over its own sequence, [T, H * D].
 
-        Queries come scaled: scores are plain products.
+        Queries come scaled: scores are plain products. The context's pattern says which keys a
+        token sees; only a pattern with pages needs ``bounds``.
         """
         ...
 
@@ -101,13 +107,16 @@ class LayerStack(Protocol):
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[KVLayer],
+        bounds_layers: Sequence[Tensor] = (),
         first_layer: int = 0,
     ) -> Tensor:
         """The residual stream behind the last layer that runs, float32 [T, C].
 
         ``kv_layers`` has the ``kv_N2KSD`` of each layer that runs, into which the new tokens are
         written; ``first_layer`` is the first of them. ``hidden_TC`` may be what a call for the
-        layers before gave: several calls give what one gives.
+        layers before gave: several calls give what one gives. ``bounds_layers`` has each one's
+        ``bounds_N2KD`` where the context's pattern has pages; those of the blocks that the step
+        fills are written too.
         """
         ...
 
@@ -172,6 +181,10 @@ class Kernels(Protocol):
         overwritten. ``weight_AD``, float32, has the norm weight of each query head, times the
         softmax scale, then of each key head. Returns the queries, [T, H, D].
         """
+        ...
+
+    def bound_pages(self, kv_N2KSD: KVLayer, bounds_N2KD: Tensor, blocks: Sequence[int]) -> None:
+        """Writes the bounds of ``blocks``, which are full."""
         ...
 
     def plan_attention(self, context: ForwardContext) -> Attention:

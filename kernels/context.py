@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 
 from .host_copy import copied_to
+from .pattern import FULL, AttentionPattern
+
+ALL_PROMPT = 2**31 - 1
+"""The prompt length of a sequence without generated tokens, whatever its length."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextItem:
-    """One sequence's share of a step: ``num_new`` tokens behind ``num_computed`` cached ones."""
+    """One sequence's share of a step: ``num_new`` tokens behind ``num_computed`` cached ones.
+
+    Tokens behind the first ``prompt_len`` of the sequence were generated.
+    """
 
     block_table: Sequence[int]
     num_computed: int
     num_new: int
+    prompt_len: int = ALL_PROMPT
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +47,9 @@ class ForwardContext:
     block_tables: tuple[tuple[int, ...], ...]
     """B tables, cut to the blocks that ``seq_lens`` needs."""
     block_size: int
+    pattern: AttentionPattern = FULL
+    select_starts: tuple[int, ...] = ()
+    """B positions from which a sequence's tokens select pages; empty where the pattern has none."""
 
     @property
     def num_sequences(self) -> int:
@@ -50,20 +61,45 @@ class ForwardContext:
         """Row of each sequence's last new token: the one whose logits are sampled."""
         return tuple(start - 1 for start in self.query_starts[1:])
 
+    def positions(self, sequence: int) -> range:
+        """Of a sequence's new tokens."""
+        count = self.query_starts[sequence + 1] - self.query_starts[sequence]
+        end = self.seq_lens[sequence]
+        return range(end - count, end)
+
+    def num_selecting(self, sequence: int) -> int:
+        """How many of a sequence's last new tokens select pages."""
+        if not self.select_starts:
+            return 0
+        positions = self.positions(sequence)
+        return len(range(max(positions.start, self.select_starts[sequence]), positions.stop))
+
     @property
     def new_partial_blocks(self) -> tuple[int, ...]:
         """Blocks that this step enters and leaves partly filled."""
         blocks = []
         for i, end in enumerate(self.seq_lens):
-            start = end - (self.query_starts[i + 1] - self.query_starts[i])
+            start = self.positions(i).start
             last_block_start = end // self.block_size * self.block_size
             if start <= last_block_start < end:
                 blocks.append(self.block_tables[i][-1])
         return tuple(blocks)
 
+    @property
+    def filled_blocks(self) -> tuple[int, ...]:
+        """Blocks whose last token is among the new ones."""
+        blocks: list[int] = []
+        for i, end in enumerate(self.seq_lens):
+            start = self.positions(i).start
+            blocks += self.block_tables[i][start // self.block_size : end // self.block_size]
+        return tuple(blocks)
+
 
 def build_context(
-    items: Sequence[ContextItem], block_size: int, device: torch.device
+    items: Sequence[ContextItem],
+    block_size: int,
+    device: torch.device,
+    pattern: AttentionPattern = FULL,
 ) -> ForwardContext:
     """The context of one step.
 
@@ -74,6 +110,7 @@ def build_context(
     query_starts = [0]
     seq_lens = []
     tables = []
+    select_starts: list[int] = []
     for row, item in enumerate(items):
         end = item.num_computed + item.num_new
         num_blocks = -(-end // block_size)
@@ -93,6 +130,8 @@ def build_context(
         query_starts.append(query_starts[-1] + item.num_new)
         seq_lens.append(end)
         tables.append(table)
+        if (select_start := pattern.selects_from(item.prompt_len, block_size)) is not None:
+            select_starts.append(select_start)
     return ForwardContext(
         positions_T=copied_to(positions, torch.int64, device),
         slots_T=copied_to(slots, torch.int64, device),
@@ -100,6 +139,8 @@ def build_context(
         seq_lens=tuple(seq_lens),
         block_tables=tuple(tables),
         block_size=block_size,
+        pattern=pattern,
+        select_starts=tuple(select_starts),
     )
 
 

@@ -15,6 +15,7 @@ from .native.forward import NativeStack
 from .native.library import Library
 from .native.linear import NativeLinear, NativeSwiGLU, Packed
 from .native.linear_quantized import QuantizedLinear, QuantizedSwiGLU, are_alike, is_kept
+from .native.pages import bound_pages
 from .native.rows import qk_norm_rope_write, rms_norm
 from .native.sampling import NativeSampling
 from .quantized import QuantizedWeight
@@ -88,6 +89,10 @@ class NativeKernels:
             slots_T,
             eps,
         )
+
+    def bound_pages(self, kv_N2KSD: KVLayer, bounds_N2KD: Tensor, blocks: Sequence[int]) -> None:
+        """See ``Kernels.bound_pages``."""
+        bound_pages(self._library, self._team, kv_N2KSD, bounds_N2KD, blocks)
 
     def plan_attention(self, context: ForwardContext) -> NativeAttention:
         """See ``Kernels.plan_attention``."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .kv_layer import KVLayer, layer_shape, read_blocks, write_tokens
+from .pattern import bound_pages, choose_pages, page_bounds, page_scores
 from .quantized import QuantizedWeight
 from .sampling.reference import ReferenceSampling
 
@@ -56,7 +57,9 @@ class ReferenceAttention:
 
     context: ForwardContext
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
+    def __call__(
+        self, q_THD: Tensor, kv_N2KSD: KVLayer, bounds_N2KD: Tensor | None = None
+    ) -> Tensor:
         num_tokens, num_heads, head_dim = q_THD.shape
         out_THD = torch.empty_like(q_THD)
         for sequence in range(self.context.num_sequences):
@@ -68,12 +71,40 @@ class ReferenceAttention:
                 scores = torch.einsum("qhd,lhd->hql", q_THD[start:end].float(), keys_LHD)
                 # Row t of the sequence's new tokens stands at the key of the same token.
                 offset = keys_LHD.shape[0] - self.context.query_starts[sequence + 1]
-                rows = torch.arange(start, end, device=q_THD.device)[:, None] + offset
-                visible_QL = torch.arange(keys_LHD.shape[0], device=q_THD.device) <= rows
-                weights = scores.masked_fill(~visible_QL, float("-inf")).softmax(dim=-1)
+                rows_Q = torch.arange(start, end, device=q_THD.device) + offset
+                keys_L = torch.arange(keys_LHD.shape[0], device=q_THD.device)
+                visible_QL = self.context.pattern.visible(rows_Q[:, None], keys_L)
+                visible_HQL = visible_QL.expand(num_heads, -1, -1).clone()
+                for row in self._selecting(sequence, rows_Q):
+                    seen_KL = self._seen_pages(q_THD[start + row], keys_LKD, int(rows_Q[row]))
+                    visible_HQL[:, row] &= seen_KL.repeat_interleave(groups, dim=0)
+                weights = scores.masked_fill(~visible_HQL, float("-inf")).softmax(dim=-1)
                 out = torch.einsum("hql,lhd->qhd", weights, values_LHD)
                 out_THD[start:end] = out.to(q_THD.dtype)
         return out_THD.view(num_tokens, num_heads * head_dim)
+
+    def _selecting(self, sequence: int, rows_Q: Tensor) -> list[int]:
+        """Which rows select pages."""
+        if not self.context.select_starts:
+            return []
+        selecting: list[int] = torch.nonzero(rows_Q >= self.context.select_starts[sequence])[
+            :, 0
+        ].tolist()
+        return selecting
+
+    def _seen_pages(self, q_HD: Tensor, keys_LKD: Tensor, position: int) -> Tensor:
+        """Whether the token at ``position`` sees each key, by its pages alone, [K, L]."""
+        pages, size = self.context.pattern.pages, self.context.block_size
+        assert pages is not None
+        num_keys, num_kv_heads, head_dim = keys_LKD.shape
+        last = position // size
+        full_CSKD = keys_LKD[: last * size].view(last, size, num_kv_heads, head_dim)
+        bounds_C2KD = page_bounds(full_CSKD.transpose(1, 2))
+        scores_1KC = page_scores(q_HD.view(1, num_kv_heads, -1, head_dim), bounds_C2KD[None])
+        own = torch.tensor([last], device=q_HD.device)
+        seen_KM = torch.zeros(num_kv_heads, num_keys // size + 1, dtype=torch.bool)
+        seen_KM = seen_KM.to(q_HD.device).scatter_(1, choose_pages(scores_1KC, own, pages)[0], True)
+        return seen_KM.repeat_interleave(size, dim=1)[:, :num_keys]
 
     def _gather(self, kv_N2KSD: KVLayer, sequence: int) -> tuple[Tensor, Tensor]:
         found = read_blocks(kv_N2KSD, self.context.block_tables[sequence])
@@ -140,6 +171,10 @@ class ReferenceKernels:
         kv_T2KD = torch.stack((qk_TAD[:, num_heads:], values_TKD), dim=1)
         write_tokens(kv_N2KSD, slots_T, kv_T2KD)
         return qk_TAD[:, :num_heads].to(qkv_TC.dtype)
+
+    def bound_pages(self, kv_N2KSD: KVLayer, bounds_N2KD: Tensor, blocks: Sequence[int]) -> None:
+        """See ``Kernels.bound_pages``."""
+        bound_pages(kv_N2KSD, bounds_N2KD, blocks)
 
     def plan_attention(self, context: ForwardContext) -> ReferenceAttention:
         """See ``Kernels.plan_attention``."""

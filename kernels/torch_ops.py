@@ -10,6 +10,7 @@ from torch import Tensor
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .kv_layer import CodedKV, KVLayer, layer_shape, write_tokens
+from .pattern import bound_pages
 from .quantized import QuantizedWeight
 from .reference import ReferenceLinear, ReferenceSwiGLU
 from .sampling.torch_sampling import TorchSampling
@@ -82,6 +83,10 @@ class TorchKernels:
         kv_T2KD = heads_TUD[:, qk_heads - kv_heads :].view(-1, 2, kv_heads, dim)
         write_tokens(kv_N2KSD, slots_T, kv_T2KD)
         return heads_TUD[:, : qk_heads - kv_heads]
+
+    def bound_pages(self, kv_N2KSD: KVLayer, bounds_N2KD: Tensor, blocks: Sequence[int]) -> None:
+        """See ``Kernels.bound_pages``."""
+        bound_pages(kv_N2KSD, bounds_N2KD, blocks)
 
     def plan_attention(self, context: ForwardContext) -> PagedAttention:
         """See ``Kernels.plan_attention``."""

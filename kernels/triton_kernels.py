@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
+from .kv_layer import KVLayer
 from .quantized import QuantizedWeight
 from .torch_ops import TorchKernels
 from .triton.attention import TritonAttention, takes_cache
@@ -58,12 +59,12 @@ class TritonKernels(TorchKernels):
         weight_AD: Tensor,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_N2KSD: Tensor,
+        kv_N2KSD: KVLayer,
         slots_T: Tensor,
         eps: float,
     ) -> Tensor:
         """See ``Kernels.qk_norm_rope_write``."""
-        if not takes_cache(kv_N2KSD, qkv_TC.dtype, weight_AD.shape[0] - kv_N2KSD.shape[2]):
+        if not takes_cache(kv_N2KSD, qkv_TC.dtype, len(weight_AD)):
             return super().qk_norm_rope_write(
                 qkv_TC, weight_AD, cos_TE, sin_TE, kv_N2KSD, slots_T, eps
             )

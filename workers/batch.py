@@ -68,7 +68,12 @@ class BatchBuilder:
         end = scheduled.start + scheduled.num_new_tokens
         inputs.token_ids.extend(sequence.token_ids[scheduled.start : end])
         inputs.items.append(
-            ContextItem(sequence.block_table, scheduled.start, scheduled.num_new_tokens)
+            ContextItem(
+                sequence.block_table,
+                scheduled.start,
+                scheduled.num_new_tokens,
+                sequence.num_prompt_tokens,
+            )
         )
         if scheduled.samples:
             inputs.sample_rows.append(len(inputs.token_ids) - 1)

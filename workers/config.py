@@ -95,6 +95,60 @@ class KVPagingConfig(FrozenConfig):
         return self
 
 
+AttentionKind = Literal["full", "sliding_window", "sink_window", "top_pages"]
+FULL_ATTENTION: Literal["full"] = "full"
+
+
+class AttentionConfig(FrozenConfig):
+    """Which keys a token attends to. All kinds but ``full`` are approximations of the model."""
+
+    kind: AttentionKind = "full"
+    """``sliding_window``: the last ``window`` tokens; ``sink_window``: also the first ``sinks``;
+    ``top_pages``: prompts in full, generated tokens the first block, the last two and the ``pages``
+    that promise the highest scores."""
+    window: int | None = Field(None, ge=1)
+    """Tokens, the attending one included."""
+    sinks: int | None = Field(None, ge=1)
+    """Tokens."""
+    pages: int | None = Field(None, ge=1)
+    """KV blocks of ``block_size`` tokens, chosen anew by each token for each KV head."""
+
+    @model_validator(mode="after")
+    def _kind_has_its_sizes(self) -> Self:
+        needed = _SIZES[self.kind]
+        for size in ("window", "sinks", "pages"):
+            if size in needed and getattr(self, size) is None:
+                raise ValueError(f"attention {self.kind!r} needs {size!r}")
+            if size not in needed and getattr(self, size) is not None:
+                belongs = " and ".join(repr(kind) for kind in _SIZES if size in _SIZES[kind])
+                raise ValueError(f"attention {self.kind!r} has no {size!r}; {belongs} has one")
+        return self
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every token attends to all before it, as the model was trained."""
+        return self.kind == FULL_ATTENTION
+
+    @property
+    def tells_prompts_apart(self) -> bool:
+        """Whether a token's KV depends on its being of the prompt or generated."""
+        return self.kind == "top_pages"
+
+    @property
+    def label(self) -> str:
+        """Kind and sizes in one word, the same for the same attention: ``sink_window:1024+4``."""
+        sizes = "+".join(str(getattr(self, size)) for size in _SIZES[self.kind])
+        return f"{self.kind}:{sizes}" if sizes else self.kind
+
+
+_SIZES: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "sliding_window": ("window",),
+    "sink_window": ("window", "sinks"),
+    "top_pages": ("pages",),
+}
+
+
 class EngineConfig(FrozenConfig):
     """One engine: a model, its memory and its batch."""
 
@@ -136,6 +190,7 @@ class EngineConfig(FrozenConfig):
     """Output tokens reserved for a request that names no ``max_tokens``."""
     aging_seconds: float = Field(5.0, gt=0)
     """A waiting request gains one priority level each time it has waited this long."""
+    attention: AttentionConfig = AttentionConfig()
     loop_guard: LoopGuardConfig = LoopGuardConfig()
     parallel: ParallelConfig = ParallelConfig()
     kv_paging: KVPagingConfig = KVPagingConfig()

@@ -70,6 +70,7 @@ class Engine:
             self.loaded.fingerprint,
             prefix_caching=config.prefix_caching,
             keep_evictions=config.kv_paging.is_on,
+            only_prompts=config.attention.tells_prompts_apart,
         )
         self._scheduler = Scheduler(config, self._kv)
         self.kv_layout = _kv_layout(self.loaded, config)
@@ -83,7 +84,12 @@ class Engine:
             max_ticket_tokens=config.max_batched_tokens,
             max_waiting=config.max_waiting,
         )
-        self._imports = ImportDesk(self.executor, self._scheduler, self.kv_layout)
+        self._imports = ImportDesk(
+            self.executor,
+            self._scheduler,
+            self.kv_layout,
+            only_prompts=config.attention.tells_prompts_apart,
+        )
         self._scheduler.await_remote = self._imports.begin
         self._requests = RequestDesk(
             self._scheduler,

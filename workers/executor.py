@@ -107,7 +107,7 @@ class LocalExecutor:
         """See ``Executor.forward``."""
         device = self.model.device
         token_ids_T = torch.tensor(inputs.token_ids, dtype=torch.int64, device=device)
-        context = build_context(inputs.items, self.cache.block_size, device)
+        context = build_context(inputs.items, self.cache.block_size, device, self.model.pattern)
         self._hidden_TC = self.model.forward(token_ids_T, context, self.cache)
         return self.logits(inputs.sample_rows)
 

@@ -45,7 +45,16 @@ class ImportDesk:
     ``deadline_s``, the seconds from a wait's begin to its end.
     """
 
-    def __init__(self, executor: Executor, scheduler: Scheduler, layout: KVLayout) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: Scheduler,
+        layout: KVLayout,
+        *,
+        only_prompts: bool = False,
+    ) -> None:
+        """``only_prompts``: generated tokens of a resumed sequence are computed here, since another
+        engine would take them for its prompt's."""
         self.remote_prefill: RemotePrefill | None = None
         self.deadline_s = DEADLINE_S
         self.num_tokens_received = 0
@@ -59,6 +68,7 @@ class ImportDesk:
         self._executor = executor
         self._scheduler = scheduler
         self._layout = layout
+        self._only_prompts = only_prompts
         self._epoch = secrets.randbits(63)
         # Not from 0: a prefill engine may still hold the same request's from another life of it.
         self._attempts = itertools.count(secrets.randbits(32))
@@ -76,6 +86,8 @@ class ImportDesk:
     def begin(self, sequence: Sequence) -> int:
         """How many leading tokens of an admitted sequence another engine computes; 0: none."""
         limit = sequence.num_tokens - 1  # the last one's logits are needed here
+        if self._only_prompts:
+            limit = min(limit, sequence.num_prompt_tokens)
         start = sequence.num_computed_tokens
         if self.remote_prefill is None or sequence.room == 0 or start >= limit:
             return 0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from .config import EngineConfig
+from ..kernels.pattern import AttentionPattern
+from .config import AttentionConfig, EngineConfig
 from .memory import free_bytes, num_kv_blocks
 from .model.cache import KVCache
 from .model.config import DTYPES, CheckpointError, GenerationDefaults, ModelConfig
@@ -138,6 +139,7 @@ def load_part(config: EngineConfig, shard: ShardSpec = WHOLE, *, ranks_here: int
             with_head=with_head,
             quantization=config.quantization,
             weight_memory_bytes=config.weight_memory_bytes,
+            pattern=attention_pattern(config.attention),
         )
 
     by_tokens = config.parallel.sequence_from is not None
@@ -145,7 +147,10 @@ def load_part(config: EngineConfig, shard: ShardSpec = WHOLE, *, ranks_here: int
         model=load(shard),
         whole_layers=load(shard.whole_layers, with_head=False) if by_tokens else None,
         fingerprint=model_fingerprint(
-            folder, quantization=config.quantization, kv_cache_dtype=config.kv_cache_dtype
+            folder,
+            quantization=config.quantization,
+            kv_cache_dtype=config.kv_cache_dtype,
+            attention=config.attention.label,
         ),
         limit=limit,
     )
@@ -161,7 +166,7 @@ def pool_blocks(config: EngineConfig, part: LoadedPart, *, ranks_here: int = 1) 
     shapes = model.config if told is not None else model.shard.local_config(model.config)
     return num_kv_blocks(
         bytes_per_block=KVCache.bytes_per_block(
-            shapes, config.block_size, model.dtype, config.kv_cache_dtype
+            shapes, config.block_size, model.dtype, config.kv_cache_dtype, model.pattern
         ),
         told_bytes=told,
         free=free_bytes(model.device) // (ranks_here if model.device.type == "cpu" else 1),
@@ -195,6 +200,11 @@ def with_pool(
         num_blocks=num_blocks,
         max_model_len=min(part.limit, capacity),
     )
+
+
+def attention_pattern(config: AttentionConfig) -> AttentionPattern:
+    """What the kernels are told of an engine's attention."""
+    return AttentionPattern(config.window, config.sinks or 0, config.pages)
 
 
 def _device(config: EngineConfig) -> torch.device:

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "attention_scratch.h"
+#include "pages.h"
 
 namespace pio {
 
@@ -18,6 +19,7 @@ struct Attention<T>::Plan {
   AttentionShape shape;
   int num_workers;
   std::vector<std::unique_ptr<Scratch>> scratch;  // of each worker
+  std::vector<PageScratch> page_scratch;          // likewise
   Batch batch{};
   AttentionPlan split;
   // Of tiles that items share: for each part and row the weighted values, then the state.
@@ -32,6 +34,34 @@ struct Attention<T>::Plan {
   }
   SoftmaxState& state_behind(float* partial) const {
     return *reinterpret_cast<SoftmaxState*>(partial + shape.value_stride());
+  }
+
+  int64_t position(const AttentionTile& tile, int row) const {
+    return tile.first_position + row / shape.group;
+  }
+
+  // Whether a row sees a key of a part: its last one up to the row, or its first one as a sink.
+  bool sees(const AttentionTile& tile, int row, int part) const {
+    const int64_t at = position(tile, row), first = int64_t{part} * kPartKeys;
+    if (first > at) return false;
+    const int64_t last = std::min(at, first + kPartKeys - 1);
+    return batch.pattern.sees(at, last) || batch.pattern.sees(at, first);
+  }
+
+  const int32_t* block_table(const AttentionTile& tile) const {
+    return tile.selection >= 0 ? split.selected_blocks.data() + tile.selection
+                               : batch.block_tables + batch.table_starts[tile.sequence];
+  }
+
+  // Which blocks a tile sees that selects them, to the plan's room for it.
+  void select(const PageSelection& selection, View<const T> queries, BoundsLayer<const T> bounds,
+              PageScratch& s) {
+    const AttentionTile& tile = split.tiles[static_cast<size_t>(selection.tile)];
+    select_pages(
+        queries.row(tile.first_row) + int64_t{tile.kv_head} * shape.group * shape.head_dim,
+        shape.group, bounds, tile.kv_head,
+        batch.block_tables + batch.table_starts[tile.sequence], selection.last,
+        batch.pattern.pages, s, split.selected_blocks.data() + tile.selection);
   }
 
   // The tile's queries, token after token, as the engines take them.
@@ -53,12 +83,20 @@ struct Attention<T>::Plan {
     }
   }
 
-  // The rows of one part's keys, wherever their blocks lie.
+  // The rows of one part's keys, wherever their blocks lie; returns the position of the first.
+  // What no row sees is left out, but for what lies in one vector or panel with a key that is seen:
+  // so every key keeps its lane, and a row's sums their order, whatever the tile.
   template <class E>
-  void gather_part(const AttentionTile& tile, int part, KVLayer<const E> cache,
-                   PartRows<E>& rows) const {
-    const int32_t* table = batch.block_tables + batch.table_starts[tile.sequence];
-    const int begin = part * kPartKeys, end = std::min(begin + kPartKeys, tile.num_keys());
+  int gather_part(const AttentionTile& tile, int part, KVLayer<const E> cache,
+                  PartRows<E>& rows) const {
+    const int32_t* table = block_table(tile);
+    const Pattern& pattern = batch.pattern;
+    const int end = std::min((part + 1) * kPartKeys, tile.num_keys());
+    int begin = part * kPartKeys;
+    if (begin >= pattern.sinks) {
+      const int seen = tile.first_position + 1 - pattern.window;
+      begin = std::max(begin, seen / kKeyGranule * kKeyGranule);
+    }
     rows.count = end - begin;
     rows.value_offset = cache.values(0, 0) - cache.keys(0, 0);
     for (int position = begin; position < end;) {
@@ -73,6 +111,7 @@ struct Attention<T>::Plan {
     }
     for (int i = rows.count; i < round_up(rows.count, 16); ++i) rows.keys[i] = rows.keys[i - 1];
     rows.scales.end(rows.count);
+    return begin;
   }
 
   template <class Engine, class E>
@@ -80,19 +119,24 @@ struct Attention<T>::Plan {
               View<const T> queries, KVLayer<const E> cache, Scratch& s) const {
     gather_queries(tile, queries, reinterpret_cast<typename Engine::Query*>(s.queries));
     PartRows<E> rows;
-    for (int part = item.first_part; part < item.end_part; ++part) {
-      gather_part(tile, part, cache, rows);
+    for (int visited = item.first_part; visited < item.end_part; ++visited) {
+      const int part = tile.part(visited);
+      const int begin_key = gather_part(tile, part, cache, rows);
+      const int sinks = std::clamp(batch.pattern.sinks - begin_key, 0, rows.count);
       engine.prepare(rows);
       for (int row = 0; row < num_rows(tile); ++row) {
-        const int seen = tile.first_position + row / shape.group + 1 - part * kPartKeys;
-        s.visible[row] = std::clamp(seen, 0, rows.count);
+        const int64_t seen = position(tile, row) + 1 - begin_key;
+        s.visible[row] = static_cast<int>(std::clamp<int64_t>(seen, 0, rows.count));
+        s.hidden[row] = static_cast<int>(
+            std::clamp<int64_t>(seen - batch.pattern.window, 0, s.visible[row]));
       }
       for (int begin = 0; begin < num_rows(tile); begin += Engine::kBlockRows) {
         const int end = std::min(begin + Engine::kBlockRows, num_rows(tile));
-        if (s.visible[end - 1] == 0) continue;
-        attend_block(engine, rows.scales, begin, end - begin, s);
+        // More neighbouring rows than a block has see a part: if any does, the first or last does.
+        if (!sees(tile, begin, part) && !sees(tile, end - 1, part)) continue;
+        attend_block(engine, rows.scales, begin, end - begin, sinks, s);
         for (int row = begin; row < end; ++row) {
-          if (s.visible[row] > 0) keep(tile, part, row, row - begin, s);
+          if (sees(tile, row, part)) keep(tile, visited, row, row - begin, s);
         }
       }
     }
@@ -100,7 +144,7 @@ struct Attention<T>::Plan {
 
   // Weighted values of the engine's part for one block of rows, to part_values and part_state.
   template <class Engine, class Scales>
-  void attend_block(const Engine& engine, const Scales& scales, int begin, int rows,
+  void attend_block(const Engine& engine, const Scales& scales, int begin, int rows, int sinks,
                     Scratch& s) const {
     using Weight = typename Engine::Weight;
     const auto* queries = reinterpret_cast<const typename Engine::Query*>(s.queries);
@@ -112,8 +156,12 @@ struct Attention<T>::Plan {
     Weight* weights = reinterpret_cast<Weight*>(s.weights);
     for (int row = 0; row < rows; ++row) {
       Weight* to = weights + row * kWeightStride;
-      if (visible[row] > 0) {
-        s.part_state[row] = 
+      const int hidden = s.hidden[begin + row];
+      if (visible[row] > (sinks > 0 ? 0 : hidden)) {
+        if (hidden > sinks) {
+          std::fill_n(s.scores + row * kScoreStride + sinks, hidden - sinks, -simd::kInfinity);
+        }
+        s.part_state[row] =
             softmax(s.scores + row * kScoreStride, scales, visible[row], width, to);
       } else {
         std::fill_n(to, width, Weight{});
@@ -123,14 +171,14 @@ struct Attention<T>::Plan {
   }
 
   // What a part gave for a row goes to the row's sums, or, of a shared tile, to its partials.
-  void keep(const AttentionTile& tile, int part, int row, int row_in_block, Scratch& s) const {
+  void keep(const AttentionTile& tile, int visited, int row, int row_in_block, Scratch& s) const {
     const float* values = s.part_values + row_in_block * shape.value_stride();
     const SoftmaxState& state = s.part_state[row_in_block];
     if (tile.partial >= 0) {
-      float* to = partial(tile, part, row);
+      float* to = partial(tile, visited, row);
       std::copy_n(values, shape.value_stride(), to);
       state_behind(to) = state;
-    } else if (part == 0) {
+    } else if (visited == first_visited(tile, row)) {
       std::copy_n(values, shape.value_stride(), s.values + row * shape.value_stride());
       s.state[row] = state;
     } else {
@@ -138,16 +186,24 @@ struct Attention<T>::Plan {
     }
   }
 
+  // The first of the tile's visited parts in which a row sees a key.
+  int first_visited(const AttentionTile& tile, int row) const {
+    const int64_t first = position(tile, row) + 1 - batch.pattern.window;
+    if (first <= 0 || batch.pattern.sinks > 0) return 0;
+    return static_cast<int>(first / kPartKeys) - (tile.hidden_end - tile.hidden_begin);
+  }
+
   // The shared tile's parts, each row's in order.
   void join_partials(const AttentionTile& tile, Scratch& s) const {
     for (int row = 0; row < num_rows(tile); ++row) {
       float* values = s.values + row * shape.value_stride();
-      float* first = partial(tile, 0, row);
+      int visited = first_visited(tile, row);
+      float* first = partial(tile, visited, row);
       std::copy_n(first, shape.value_stride(), values);
       s.state[row] = state_behind(first);
-      const int last = (tile.first_position + row / shape.group) / kPartKeys;
-      for (int part = 1; part <= last; ++part) {
-        float* further = partial(tile, part, row);
+      while (++visited < tile.num_parts()) {
+        if (!sees(tile, row, tile.part(visited))) continue;
+        float* further = partial(tile, visited, row);
         join(s.state[row], values, state_behind(further), further, shape.head_dim);
       }
     }
@@ -190,6 +246,7 @@ Attention<T>::Attention(int num_heads, int kv_heads, int head_dim, int block_siz
   for (int i = 0; i < num_workers; ++i) {
     plan_->scratch.push_back(std::make_unique<AttentionScratch<T>>(plan_->shape));
   }
+  plan_->page_scratch.resize(static_cast<size_t>(num_workers));
 }
 
 template <class T>
@@ -199,7 +256,13 @@ template <class T>
 void Attention<T>::plan(const Batch& batch) {
   Plan& p = *plan_;
   p.batch = batch;
-  p.split.make(batch, p.shape.kv_heads, p.shape.group, kMaxTileRows, p.num_workers);
+  p.split.make(batch, p.shape.kv_heads, p.shape.group, p.shape.block_size, kMaxTileRows,
+               p.num_workers);
+  int longest = 0;
+  for (const PageSelection& selection : p.split.selections) {
+    longest = std::max(longest, selection.last + 1);
+  }
+  for (PageScratch& scratch : p.page_scratch) scratch.make_room(p.shape.head_dim, longest);
   p.partials =
       p.partial_memory.get(static_cast<size_t>(p.split.num_partial_rows * p.partial_stride()));
 }
@@ -207,8 +270,15 @@ void Attention<T>::plan(const Batch& batch) {
 template <class T>
 template <class E>
 void Attention<T>::run(Worker& worker, View<const T> queries, KVLayer<const E> cache,
-                       View<T> out) const {
+                       BoundsLayer<const T> bounds, View<T> out) const {
   Plan& p = *plan_;
+  if (const auto count = static_cast<int64_t>(p.split.selections.size()); count > 0) {
+    PageScratch& own = p.page_scratch[static_cast<size_t>(worker.index)];
+    for (int64_t i = worker.take(); i < count; i = worker.take()) {
+      p.select(p.split.selections[static_cast<size_t>(i)], queries, bounds, own);
+    }
+    worker.barrier();
+  }
   AttentionScratch<T>& s = *p.scratch[static_cast<size_t>(worker.index)];
   DotAttention<T, E> few(p.shape.head_dim, nullptr);
   typename ManyRows<T, E>::Engine many(p.shape.head_dim, s.engine);
@@ -234,7 +304,8 @@ template class Attention<float>;
 template class Attention<bf16>;
 
 #define PIO_RUN(T, E) \
-  template void Attention<T>::run(Worker&, View<const T>, KVLayer<const E>, View<T>) const
+  template void Attention<T>::run(Worker&, View<const T>, KVLayer<const E>, BoundsLayer<const T>, \
+                                  View<T>) const
 PIO_RUN(float, float);
 PIO_RUN(float, Int8Code);
 PIO_RUN(float, Fp8Code);

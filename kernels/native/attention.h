@@ -25,11 +25,12 @@ class Attention {
   void plan(const Batch& batch);
 
   // Every new token attends to all tokens of its sequence up to itself, whose keys and values lie
-  // in the cache, as T or as codes. Queries are scaled already. `queries` and `out` are
-  // [T, num_heads * head_dim]. May hold barriers inside; `out` is complete after the caller's next
-  // barrier.
+  // in the cache as T or as codes, or to those of them that the batch's pattern leaves. Queries are
+  // scaled already. `queries` and `out` are [T, num_heads * head_dim]. `bounds` is read where pages
+  // are selected. May hold barriers inside; `out` is complete after the caller's next barrier.
   template <class E>
-  void run(Worker& worker, View<const T> queries, KVLayer<const E> cache, View<T> out) const;
+  void run(Worker& worker, View<const T> queries, KVLayer<const E> cache,
+           BoundsLayer<const T> bounds, View<T> out) const;
 
  private:
   struct Plan;

@@ -13,6 +13,7 @@ from .batch import NativeBatch
 from .dtypes import native_dtype
 from .kv_layers import native_kv_address, native_kv_format
 from .library import Library, check
+from .pages import expect_bounds
 
 _INT, _LONG, _POINTER = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 
@@ -37,7 +38,7 @@ class AttentionPool:
         self._cdll.pio_attention_delete.restype = None
         self._cdll.pio_attention_plan.argtypes = [_POINTER, _POINTER, _LONG]
         self._cdll.pio_attention_run.argtypes = [
-            *(_POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER, _POINTER)
+            *(_POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER, _POINTER, _POINTER)
         ]
         for name in ("new", "plan", "run"):
             getattr(self._cdll, f"pio_attention_{name}").restype = ctypes.c_char_p
@@ -46,7 +47,13 @@ class AttentionPool:
         """See ``Kernels.plan_attention``."""
         return NativeAttention(self, context)
 
-    def run(self, attention: NativeAttention, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
+    def run(
+        self,
+        attention: NativeAttention,
+        q_THD: Tensor,
+        kv_N2KSD: KVLayer,
+        bounds_N2KD: Tensor | None,
+    ) -> Tensor:
         """See ``api.Attention``; the plan is made again where another one came between."""
         num_tokens, num_heads, head_dim = q_THD.shape
         num_blocks, kv_heads, block_size, _ = layer_shape(kv_N2KSD)
@@ -62,7 +69,9 @@ class AttentionPool:
             self._cdll.pio_attention_run(
                 handle,
                 *(q_THD.data_ptr(), num_tokens, q_THD.stride(0)),
-                *(kv_format, native_kv_address(kv_N2KSD), out_TC.data_ptr()),
+                *(kv_format, native_kv_address(kv_N2KSD)),
+                None if bounds_N2KD is None else bounds_N2KD.data_ptr(),
+                out_TC.data_ptr(),
             )
         )
         return out_TC
@@ -85,10 +94,13 @@ class NativeAttention:
         self._context = context
         self.batch = NativeBatch(context)
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: KVLayer) -> Tensor:
+    def __call__(
+        self, q_THD: Tensor, kv_N2KSD: KVLayer, bounds_N2KD: Tensor | None = None
+    ) -> Tensor:
         """See ``api.Attention``.
 
-        Raises ``ValueError`` for operands that are not of this step or not of one another, and
+        Raises ``ValueError`` for operands that are not of this step or not of one another, for
+        bounds that are missing, and
         ``KernelError`` for a block that the cache does not have.
         """
         context, shape = self._context, layer_shape(kv_N2KSD)
@@ -101,6 +113,8 @@ class NativeAttention:
             raise ValueError(
                 f"queries have heads of {q_THD.shape[2]}, the cache has heads of {shape.head_dim}"
             )
+        if context.pattern.pages is not None:
+            expect_bounds(bounds_N2KD, kv_N2KSD, q_THD.dtype)
         if q_THD.stride()[1:] != (q_THD.shape[2], 1):
             q_THD = q_THD.contiguous()
-        return self._pool.run(self, q_THD, kv_N2KSD)
+        return self._pool.run(self, q_THD, kv_N2KSD, bounds_N2KD)

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "pages.h"
+
 namespace pio {
 namespace {
 
@@ -14,14 +16,35 @@ constexpr int kLeastTileRows = 32;
 constexpr int64_t kItemsPerWorker = 4;
 
 int64_t cost_of(const AttentionTile& tile, int group) {
-  return tile.num_keys() * (tile.num_tokens * int64_t{group} + kKeyCost);
+  return tile.num_visited_keys() * (tile.num_tokens * int64_t{group} + kKeyCost);
+}
+
+// Leaves out the parts between sinks and window.
+void hide_parts(AttentionTile& tile, const Pattern& pattern) {
+  const int begin = (pattern.sinks + kPartKeys - 1) / kPartKeys;
+  const int end = std::max(0, tile.first_position + 1 - pattern.window) / kPartKeys;
+  if (begin < end) tile.hidden_begin = begin, tile.hidden_end = end;
 }
 
 }  // namespace
 
-void AttentionPlan::make(const Batch& batch, int kv_heads, int group, int max_rows,
+void AttentionPlan::add_selecting_tiles(const Batch& batch, int sequence, int row, int position,
+                                        int kv_heads, int block_size) {
+  const int num_pages = kFirstPages + batch.pattern.pages + kLastPages;
+  const int last_key = (num_pages - 1) * block_size + position % block_size;
+  for (int head = 0; head < kv_heads; ++head) {
+    const auto room = static_cast<int64_t>(selected_blocks.size());
+    selections.push_back({static_cast<int32_t>(tiles.size()), position / block_size});
+    selected_blocks.resize(static_cast<size_t>(room + num_pages));
+    tiles.push_back({sequence, head, row, 1, 1, last_key, 0, 0, -1, room});
+  }
+}
+
+void AttentionPlan::make(const Batch& batch, int kv_heads, int group, int block_size, int max_rows,
                          int num_workers) {
   tiles.clear();
+  selections.clear();
+  selected_blocks.clear();
   items.clear();
   num_partial_rows = 0;
 
@@ -31,19 +54,28 @@ void AttentionPlan::make(const Batch& batch, int kv_heads, int group, int max_ro
   while (tile_rows > kLeastTileRows && num_rows * kv_heads < wanted * tile_rows) tile_rows /= 2;
   const int tile_tokens = std::max(1, tile_rows / group);
 
-  int64_t total_cost = 0;
   for (int sequence = 0; sequence < batch.num_sequences; ++sequence) {
     const int begin = batch.query_starts[sequence], end = batch.query_starts[sequence + 1];
     const int num_computed = batch.seq_lens[sequence] - (end - begin);
-    for (int first = begin; first < end; first += tile_tokens) {
-      const int count = std::min(tile_tokens, end - first);
+    int split = end;  // the first row that selects pages
+    if (batch.select_starts != nullptr) {
+      split = std::clamp(begin + batch.select_starts[sequence] - num_computed, begin, end);
+    }
+    for (int first = begin; first < split; first += tile_tokens) {
+      const int count = std::min(tile_tokens, split - first);
       for (int head = 0; head < kv_heads; ++head) {
-        tiles.push_back({sequence, head, first, count, end - begin, num_computed + first - begin, -1});
-        total_cost += cost_of(tiles.back(), group);
+        tiles.push_back({sequence, head, first, count, split - begin, num_computed + first - begin,
+                         0, 0, -1, -1});
+        hide_parts(tiles.back(), batch.pattern);
       }
+    }
+    for (int row = split; row < end; ++row) {
+      add_selecting_tiles(batch, sequence, row, num_computed + row - begin, kv_heads, block_size);
     }
   }
 
+  int64_t total_cost = 0;
+  for (const AttentionTile& tile : tiles) total_cost += cost_of(tile, group);
   const int64_t largest = total_cost / wanted;
   parts_left.assign(tiles.size(), 0);
   for (size_t i = 0; i < tiles.size(); ++i) {

@@ -42,7 +42,8 @@ struct AttentionShape {
 template <class T>
 struct AttentionScratch {
   float* queries;       // [tile_rows, query_stride] of the engine's own type, zeros behind head_dim
-  int* visible;         // [tile_rows]: keys of the part that a row sees
+  int* visible;         // [tile_rows]: keys of the part that lie before a row's end
+  int* hidden;          // [tile_rows]: of them, end of those that its window hides
   float* values;        // [tile_rows, value_stride]: weighted values of the parts so far
   SoftmaxState* state;  // [tile_rows]
   float* scores;             // of one block and one part
@@ -63,6 +64,7 @@ struct AttentionScratch {
       size = 0;
       place(queries, shape.tile_rows() * shape.query_stride());
       place(visible, shape.tile_rows());
+      place(hidden, shape.tile_rows());
       place(values, shape.tile_rows() * shape.value_stride());
       place(state, shape.tile_rows());
       place(scores, kMaxBlockRows * kScoreStride);

@@ -8,6 +8,9 @@ from itertools import accumulate, chain
 
 from ..context import ForwardContext
 
+NO_WINDOW = 2**31 - 1
+"""As ``Pattern`` of ``types.h`` has it."""
+
 
 class BatchStruct(ctypes.Structure):
     """The same fields in the same order as in ``types.h``."""
@@ -18,6 +21,8 @@ class BatchStruct(ctypes.Structure):
         ("seq_lens", ctypes.c_void_p),
         ("block_tables", ctypes.c_void_p),
         ("table_starts", ctypes.c_void_p),
+        ("select_starts", ctypes.c_void_p),
+        *((name, ctypes.c_int32) for name in ("window", "sinks", "pages")),
     )
 
 
@@ -31,6 +36,14 @@ class NativeBatch:
             array("i", context.seq_lens),
             array("i", chain.from_iterable(tables)),
             array("q", accumulate(map(len, tables), initial=0)),
+            array("i", context.select_starts),
         )
-        addresses = (kept.buffer_info()[0] for kept in self._arrays)
-        self.struct = BatchStruct(context.num_sequences, *addresses)
+        addresses = (kept.buffer_info()[0] if kept else None for kept in self._arrays)
+        pattern = context.pattern
+        self.struct = BatchStruct(
+            context.num_sequences,
+            *addresses,
+            NO_WINDOW if pattern.window is None else min(pattern.window, NO_WINDOW),
+            min(pattern.sinks, NO_WINDOW),
+            min(pattern.pages or 0, NO_WINDOW),
+        )

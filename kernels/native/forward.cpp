@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "huge_buffer.h"
+#include "pages.h"
 #include "rows.h"
 
 namespace pio {
@@ -60,6 +61,11 @@ KVLayer<const E> reading(KVLayer<E> layer) {
   return {layer.data, layer.kv_heads, layer.block_size, layer.head_dim};
 }
 
+template <class T>
+BoundsLayer<const T> reading(BoundsLayer<T> layer) {
+  return {layer.data, layer.kv_heads, layer.head_dim};
+}
+
 void expect(const char* name, int64_t got, int64_t expected) {
   if (got != expected) {
     throw std::invalid_argument(std::string(name) + " is " + std::to_string(got) +
@@ -76,20 +82,21 @@ void expect(const char* name, const PackedLinear<T>& linear, int64_t in, int64_t
 }
 
 // The kernels follow these numbers without looking.
-void expect_in_cache(const Batch& batch, const int64_t* slots, int64_t num_tokens,
-                     int64_t num_blocks, int32_t block_size) {
+void expect_in_cache(const StackStep& step, int64_t num_tokens) {
+  const Batch& batch = step.batch;
   const auto expect_block = [&](int64_t block) {
-    if (block < 0 || block >= num_blocks) {
+    if (block < 0 || block >= step.num_blocks) {
       throw std::out_of_range("there is no block " + std::to_string(block) + " in a cache of " +
-                              std::to_string(num_blocks));
+                              std::to_string(step.num_blocks));
     }
   };
   for (int64_t i = 0; i < batch.table_starts[batch.num_sequences]; ++i) {
     expect_block(batch.block_tables[i]);
   }
   for (int64_t i = 0; i < num_tokens; ++i) {
-    expect_block(slots[i] < 0 ? slots[i] : slots[i] / block_size);
+    expect_block(step.slots[i] < 0 ? step.slots[i] : step.slots[i] / step.block_size);
   }
+  for (int64_t i = 0; i < step.num_filled; ++i) expect_block(step.filled[i]);
 }
 
 }  // namespace
@@ -121,7 +128,8 @@ struct LayerStack<T>::Parts {
 
   // One worker's part of one layer. Every kernel reads what all workers wrote in the one before.
   void run_layer(Worker& worker, const LayerWeights<T>& layer, View<float> stream,
-                 const Activations<T>& to, const StackStep& step, void* kv_data) const {
+                 const Activations<T>& to, const StackStep& step, void* kv_data,
+                 void* bounds_data) const {
     const int64_t rows = stream.rows, half = shape.head_dim / 2;
     const View<const float> cos{step.cos, rows, half, half}, sin{step.sin, rows, half, half};
 
@@ -133,7 +141,12 @@ struct LayerStack<T>::Parts {
       qk_norm_rope_write(worker, reading(to.qkv), layer.qk_norm_AD, cos, sin, step.slots,
                          shape.eps, cache, to.queries);
       worker.barrier();
-      attention->run(worker, reading(to.queries), reading(cache), to.attended);
+      const BoundsLayer<T> bounds{static_cast<T*>(bounds_data), shape.kv_heads, shape.head_dim};
+      if (step.num_filled > 0) {
+        bound_pages(worker, reading(cache), step.filled, step.num_filled, bounds);
+        worker.barrier();
+      }
+      attention->run(worker, reading(to.queries), reading(cache), reading(bounds), to.attended);
       worker.barrier();
     };
     with_kv_layer<T>(step.kv_format, kv_data, shape.kv_heads, block_size, shape.head_dim, attend);
@@ -166,7 +179,7 @@ LayerStack<T>::~LayerStack() = default;
 template <class T>
 void LayerStack<T>::run(float* stream, int64_t num_tokens, const StackStep& step) {
   Parts& parts = *parts_;
-  expect_in_cache(step.batch, step.slots, num_tokens, step.num_blocks, step.block_size);
+  expect_in_cache(step, num_tokens);
   const int64_t end = step.first_layer + step.num_layers;
   if (step.first_layer < 0 || step.num_layers < 0 || end > static_cast<int64_t>(parts.layers.size())) {
     throw std::out_of_range("layers " + std::to_string(step.first_layer) + " to " +
@@ -179,8 +192,9 @@ void LayerStack<T>::run(float* stream, int64_t num_tokens, const StackStep& step
   parts.plan_attention(step.batch, step.block_size);
   parts.team.run([&](Worker& worker) {
     for (int64_t i = 0; i < step.num_layers; ++i) {
+      void* bounds = step.bounds_layers == nullptr ? nullptr : step.bounds_layers[i];
       parts.run_layer(worker, parts.layers[step.first_layer + i], rows, activations, step,
-                      step.kv_layers[i]);
+                      step.kv_layers[i], bounds);
     }
   });
 }

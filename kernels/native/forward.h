@@ -42,8 +42,11 @@ struct StackStep {
   int64_t first_layer;   // of `num_layers` that run
   int64_t num_layers;
   KVFormat kv_format;
-  void* const* kv_layers;  // the cache of each layer that runs, kv_N2KSD
-  int64_t num_blocks;    // N of each
+  void* const* kv_layers;      // the cache of each layer that runs, kv_N2KSD
+  void* const* bounds_layers;  // its bounds_N2KD; read where pages are selected
+  const int32_t* filled;       // blocks that the step fills, whose bounds are then due
+  int64_t num_filled;
+  int64_t num_blocks;  // N of each
   int32_t block_size;
 };
 

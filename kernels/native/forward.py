@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from .dtypes import native_dtype
 from .kv_layers import native_kv_address, native_kv_format
 from .library import Library, check
 from .linear import AnyLinear, AnySwiGLU, Packed
+from .pages import expect_bounds
 
 
 class _Shape(ctypes.Structure):
@@ -50,7 +52,8 @@ class _Step(ctypes.Structure):
         ("batch", BatchStruct),
         *((name, ctypes.c_void_p) for name in ("cos", "sin", "slots")),
         *((name, ctypes.c_int64) for name in ("first_layer", "num_layers")),
-        ("kv_layers", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("kv_layers", "bounds_layers", "filled")),
+        ("num_filled", ctypes.c_int64),
         ("num_blocks", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("block_size", "kv_format")),
     )
@@ -79,14 +82,17 @@ class NativeStack:
         cos_TE: Tensor,
         sin_TE: Tensor,
         kv_layers: Sequence[KVLayer],
+        bounds_layers: Sequence[Tensor] = (),
         first_layer: int = 0,
     ) -> Tensor:
         """See ``LayerStack``. Raises ``ValueError`` for tensors of another shape or layout."""
         stream_TC = hidden_TC.to(torch.float32, copy=True)
         self._check(context, stream_TC, cos_TE, sin_TE)
         kv_format = self._kv_format(context, kv_layers, first_layer)
+        filled = array("i", self._due(context, kv_layers, bounds_layers))
         batch = NativeBatch(context)
-        addresses = (ctypes.c_void_p * len(kv_layers))(*map(native_kv_address, kv_layers))
+        addresses = _array(list(map(native_kv_address, kv_layers)))
+        bounds = _array([tensor.data_ptr() for tensor in bounds_layers])
         step = _Step(
             stream=stream_TC.data_ptr(),
             num_tokens=context.query_starts[-1],
@@ -97,12 +103,32 @@ class NativeStack:
             first_layer=first_layer,
             num_layers=len(kv_layers),
             kv_layers=ctypes.addressof(addresses),
+            bounds_layers=ctypes.addressof(bounds) if bounds_layers else None,
+            filled=filled.buffer_info()[0],
+            num_filled=len(filled),
             num_blocks=layer_shape(kv_layers[0]).num_blocks,
             block_size=context.block_size,
             kv_format=kv_format,
         )
         check(self._run(self._stack, ctypes.byref(step)))
         return stream_TC
+
+    def _due(
+        self,
+        context: ForwardContext,
+        kv_layers: Sequence[KVLayer],
+        bounds_layers: Sequence[Tensor],
+    ) -> Sequence[int]:
+        """Blocks whose bounds the step has to write; none where no pages are selected."""
+        if context.pattern.pages is None:
+            return ()
+        if len(bounds_layers) != len(kv_layers):
+            raise ValueError(
+                f"{len(bounds_layers)} layers of bounds came for {len(kv_layers)} layers of KV"
+            )
+        for bounds_N2KD, kv_N2KSD in zip(bounds_layers, kv_layers, strict=True):
+            expect_bounds(bounds_N2KD, kv_N2KSD, self._dtype)
+        return context.filled_blocks
 
     def _check(
         self,
@@ -139,6 +165,10 @@ class NativeStack:
                     f"of {needed}"
                 )
         return formats.pop()
+
+
+def _array(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(addresses))(*addresses)
 
 
 def _shape(layer: DecoderLayer, eps: float) -> _Shape:

@@ -31,6 +31,9 @@ struct StepPointers {
   int64_t first_layer;
   int64_t num_layers;
   void* const* kv_layers;
+  void* const* bounds_layers;
+  const int32_t* filled;
+  int64_t num_filled;
   int64_t num_blocks;
   int32_t block_size;
   KVFormat kv_format;
@@ -72,6 +75,9 @@ void run(LayerStack<T>& stack, const StepPointers& step) {
                 .num_layers = step.num_layers,
                 .kv_format = step.kv_format,
                 .kv_layers = step.kv_layers,
+                .bounds_layers = step.bounds_layers,
+                .filled = step.filled,
+                .num_filled = step.num_filled,
                 .num_blocks = step.num_blocks,
                 .block_size = step.block_size,
             });

@@ -32,6 +32,7 @@ PIO_INLINE Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a
 
 // A NaN in `a` is passed over: the result is `b`.
 PIO_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+PIO_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 
 PIO_INLINE Floats widened(__m256i bits) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -149,6 +150,7 @@ PIO_INLINE Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a
 
 // A NaN in `a` is passed over: the result is `b`.
 PIO_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+PIO_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 
 PIO_INLINE Floats widened(__m128i bits) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));

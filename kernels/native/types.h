@@ -56,6 +56,19 @@ struct View {
   T* row(int64_t i) const { return data + i * stride; }
 };
 
+// Which keys a token sees, as pattern.py has it: those of the last `window` tokens, itself included,
+// and of the first `sinks`. Tokens that select pages see the first block, `pages` others and the
+// last two; there are pages or a window, not both.
+struct Pattern {
+  int32_t window;  // more than any position: no window
+  int32_t sinks;
+  int32_t pages;  // 0: none are selected
+
+  bool sees(int64_t position, int64_t key) const {
+    return key <= position && (key > position - window || key < sinks);
+  }
+};
+
 // One step's sequences, one after the other along the rows of every activation.
 struct Batch {
   int32_t num_sequences;
@@ -63,6 +76,8 @@ struct Batch {
   const int32_t* seq_lens;       // length of each sequence behind this step
   const int32_t* block_tables;   // block ids, table after table
   const int64_t* table_starts;   // num_sequences + 1 prefix sums into block_tables
+  const int32_t* select_starts;  // of each sequence the first position that selects pages, or null
+  Pattern pattern;
 };
 
 // A code of the cache: a whole number from -127 to 127.
@@ -125,5 +140,19 @@ void with_kv_layer(KVFormat format, Data* data, int32_t kv_heads, int32_t block_
   throw std::invalid_argument("there is no KV format " +
                               std::to_string(static_cast<int32_t>(format)));
 }
+
+// Of one layer and every block, the smallest and the largest key by channel: bounds_N2KD.
+template <class T>
+struct BoundsLayer {
+  T* data;
+  int32_t kv_heads;
+  int32_t head_dim;
+
+  T* smallest(int64_t block, int64_t head) const { return at(block * 2, head); }
+  T* largest(int64_t block, int64_t head) const { return at(block * 2 + 1, head); }
+
+ private:
+  T* at(int64_t row, int64_t head) const { return data + (row * kv_heads + head) * head_dim; }
+};
 
 }  // namespace pio

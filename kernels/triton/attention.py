@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 import triton
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..api import Attention
 from ..context import ForwardContext
 from ..host_copy import copied_to
+from ..kv_layer import KVLayer, layer_shape
+from ..pattern import FULL, AttentionPattern
 from .attention_code import decode_kernel, join_kernel, prefill_kernel
 from .launch import OPTIONS
 
@@ -71,12 +74,16 @@ class TritonAttention:
         self._other: Attention | None = None
         self._decode, self._prefill = plan_batches(context)
 
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+    def __call__(
+        self, q_THD: Tensor, kv_N2KSD: KVLayer, bounds_N2KD: Tensor | None = None
+    ) -> Tensor:
+        """See ``api.Attention``."""
         num_tokens, num_heads, head_dim = q_THD.shape
-        if not takes_cache(kv_N2KSD, q_THD.dtype, num_heads):
+        qk_heads = num_heads + layer_shape(kv_N2KSD).kv_heads
+        if not takes(kv_N2KSD, self._context.pattern, q_THD.dtype, qk_heads):
             if self._other is None:
                 self._other = self._plan_other(self._context)
-            return self._other(q_THD, kv_N2KSD)
+            return self._other(q_THD, kv_N2KSD, bounds_N2KD)
         assert q_THD.stride()[1:] == (head_dim, 1), "heads lie side by side"
         out_TC = q_THD.new_empty(num_tokens, num_heads * head_dim)
         if self._decode is not None:
@@ -86,14 +93,26 @@ class TritonAttention:
         return out_TC
 
 
-def takes_cache(kv_N2KSD: Tensor, dtype: torch.dtype, num_heads: int) -> bool:
-    """Whether these kernels attend over a cache: in the queries' own float dtype, without gaps."""
+def takes(
+    kv_N2KSD: KVLayer, pattern: AttentionPattern, dtype: torch.dtype, qk_heads: int
+) -> TypeGuard[Tensor]:
+    """Whether these kernels attend in a pattern over a cache. See ``takes_cache``."""
+    return pattern == FULL and takes_cache(kv_N2KSD, dtype, qk_heads)
+
+
+def takes_cache(kv_N2KSD: KVLayer, dtype: torch.dtype, qk_heads: int) -> TypeGuard[Tensor]:
+    """Whether these kernels write and read a cache: in the queries' own float dtype, without gaps.
+
+    ``qk_heads`` counts query and KV heads. All else is torch's.
+    """
+    if not isinstance(kv_N2KSD, Tensor):
+        return False
     _, _, kv_heads, _, head_dim = kv_N2KSD.shape
     return (
         kv_N2KSD.dtype == dtype
         and dtype in (torch.float32, torch.bfloat16, torch.float16)
         and head_dim <= MAX_HEAD_DIM
-        and num_heads % kv_heads == 0
+        and qk_heads % kv_heads == 0
         and kv_N2KSD.is_contiguous()
     )
 

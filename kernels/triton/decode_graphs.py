@@ -22,9 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..api import Attention
+from ..api import Attention, DecoderLayer
 from ..context import ForwardContext
 from ..host_copy import host_tensor
+from ..kv_layer import KVLayer
 from .attention import DecodeBatch, attend_decode, split_bucket
 
 BATCH_BUCKETS = (1, 2, 4, *range(8, 257, 8))
@@ -35,13 +36,18 @@ TABLE_ENTRIES = 2**16
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The operands of a stack's pass."""
+    """The operands of a stack's pass; see ``LayerStack``."""
 
+    layers: Sequence[DecoderLayer]
+    """Those that run."""
     hidden_TC: Tensor
     cos_TE: Tensor
     sin_TE: Tensor
     slots_T: Tensor
-    kv_layers: Sequence[Tensor]
+    kv_layers: Sequence[KVLayer]
+    bounds_layers: Sequence[Tensor] = ()
+    filled_blocks: Sequence[int] = ()
+    """Those whose bounds are due."""
 
 
 Run = Callable[[Step, Attention], Tensor]
@@ -102,7 +108,7 @@ class DecodeGraphs:
         self._run = run
         self._runner = runner
         self._buffers: StaticBuffers | None = None
-        self._kv_layers: Sequence[Tensor] = ()
+        self._kv_layers: Sequence[KVLayer] = ()
         self._replays: dict[tuple[int, int], Callable[[], Tensor]] = {}
 
     @property
@@ -125,15 +131,19 @@ class DecodeGraphs:
         buffers.fill(step, context, bucket)
         replay = self._replays.get((bucket, splits))
         if replay is None:
-            replay = self._runner.capture(self._step(buffers, bucket, splits))
+            replay = self._runner.capture(self._step(buffers, step.layers, bucket, splits))
             self._replays[bucket, splits] = replay
         return replay()[:size].clone()
 
-    def _step(self, buffers: StaticBuffers, bucket: int, splits: int) -> Callable[[], Tensor]:
-        step = buffers.step(bucket, self._kv_layers)
+    def _step(
+        self, buffers: StaticBuffers, layers: Sequence[DecoderLayer], bucket: int, splits: int
+    ) -> Callable[[], Tensor]:
+        step = buffers.step(bucket, layers, self._kv_layers)
         batch = buffers.batch(bucket, splits)
 
-        def attend(q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
+        def attend(q_THD: Tensor, kv_N2KSD: KVLayer, bounds_N2KD: Tensor | None = None) -> Tensor:
+            assert isinstance(kv_N2KSD, Tensor), "a graph is made over what takes() allows"
+            assert bounds_N2KD is None, "likewise"
             out_TC = q_THD.new_empty(bucket, q_THD.shape[1] * q_THD.shape[2])
             attend_decode(q_THD, kv_N2KSD, batch, out_TC)
             return out_TC
@@ -181,9 +191,12 @@ class StaticBuffers:
         host = host_tensor(values, torch.int32, self._vector.device)
         self._vector[: len(values)].copy_(host, non_blocking=True)
 
-    def step(self, bucket: int, kv_layers: Sequence[Tensor]) -> Step:
+    def step(
+        self, bucket: int, layers: Sequence[DecoderLayer], kv_layers: Sequence[KVLayer]
+    ) -> Step:
         """The first rows as a pass takes them."""
         return Step(
+            layers,
             self._hidden_BC[:bucket],
             self._cos_BE[:bucket],
             self._sin_BE[:bucket],

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..api import Attention, DecoderLayer, Kernels
 from ..context import ForwardContext
-from .attention import takes_cache
+from ..kv_layer import KVLayer
+from .attention import takes
 from .decode_graphs import DecodeGraphs, GraphRunner, Step, batch_bucket
 from .rows import add_rms_norm, rms_norm
 
@@ -39,30 +40,47 @@ class TritonStack:
         context: ForwardContext,
         cos_TE: Tensor,
         sin_TE: Tensor,
-        kv_layers: Sequence[Tensor],
+        kv_layers: Sequence[KVLayer],
+        bounds_layers: Sequence[Tensor] = (),
+        first_layer: int = 0,
     ) -> Tensor:
         """See ``LayerStack``."""
-        if len(kv_layers) != len(self._layers):
-            raise ValueError(f"{len(kv_layers)} layers of KV came for {len(self._layers)} layers")
-        step = Step(hidden_TC, cos_TE, sin_TE, context.slots_T, kv_layers)
-        if self._is_graphed(context, kv_layers[0]):
+        layers = self._layers[first_layer : first_layer + len(kv_layers)]
+        if not layers or len(layers) != len(kv_layers):
+            raise ValueError(
+                f"{len(kv_layers)} layers of KV came for {len(self._layers)} layers from layer "
+                f"{first_layer}"
+            )
+        step = Step(
+            layers,
+            hidden_TC,
+            cos_TE,
+            sin_TE,
+            context.slots_T,
+            kv_layers,
+            bounds_layers,
+            context.filled_blocks if bounds_layers else (),
+        )
+        if len(layers) == len(self._layers) and self._is_graphed(context, kv_layers[0]):
             return self._graphs(step, context)
         return self._run(step, self._kernels.plan_attention(context))
 
-    def _is_graphed(self, context: ForwardContext, kv_N2KSD: Tensor) -> bool:
+    def _is_graphed(self, context: ForwardContext, kv_N2KSD: KVLayer) -> bool:
         """Whether a step is of decode rows alone that a graph has room for."""
         size = context.num_sequences
         if context.query_starts[-1] != size or batch_bucket(size) is None:
             return False
         first = self._layers[0]
-        num_heads = first.qk_norm_AD.shape[0] - kv_N2KSD.shape[2]
-        return takes_cache(kv_N2KSD, first.input_norm.dtype, num_heads)
+        return takes(kv_N2KSD, context.pattern, first.input_norm.dtype, len(first.qk_norm_AD))
 
     def _run(self, step: Step, attention: Attention) -> Tensor:
         """The stream behind the last layer; reads ``step`` and changes the cache alone."""
         stream_TC = step.hidden_TC.to(torch.float32, copy=True)
         delta_TC: Tensor | None = None
-        for layer, kv_N2KSD in zip(self._layers, step.kv_layers, strict=True):
+        all_bounds: Sequence[Tensor | None] = step.bounds_layers or [None] * len(step.layers)
+        for layer, kv_N2KSD, bounds_N2KD in zip(
+            step.layers, step.kv_layers, all_bounds, strict=True
+        ):
             normed_TC = self._norm(stream_TC, delta_TC, layer.input_norm)
             q_THD = self._kernels.qk_norm_rope_write(
                 layer.qkv(normed_TC),
@@ -73,7 +91,9 @@ class TritonStack:
                 step.slots_T,
                 self._eps,
             )
-            delta_TC = layer.attention_out(attention(q_THD, kv_N2KSD))
+            if bounds_N2KD is not None:
+                self._kernels.bound_pages(kv_N2KSD, bounds_N2KD, step.filled_blocks)
+            delta_TC = layer.attention_out(attention(q_THD, kv_N2KSD, bounds_N2KD))
             normed_TC = self._norm(stream_TC, delta_TC, layer.mlp_norm)
             delta_TC = layer.down(layer.gate_up(normed_TC))
         assert delta_TC is not None, "a stack has layers"

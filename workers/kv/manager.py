@@ -41,10 +41,16 @@ class KVManager:
         *,
         prefix_caching: bool = True,
         keep_evictions: bool = False,
+        only_prompts: bool = False,
     ) -> None:
-        """``fingerprint`` names the model whose K and V these are."""
+        """``fingerprint`` names the model whose K and V these are.
+
+        ``only_prompts`` keeps blocks with generated tokens out of the prefix index: in a later
+        prompt the same tokens would have other K and V.
+        """
         self.block_size = block_size
         self.prefix_caching = prefix_caching
+        self._only_prompts = only_prompts
         self.prefix_query_tokens = 0
         """Tokens looked up at first admissions, since start."""
         self.prefix_hit_tokens = 0
@@ -154,8 +160,11 @@ class KVManager:
         """
         first = sequence.num_computed_tokens // self.block_size
         sequence.num_computed_tokens += num_new_tokens
-        last = sequence.num_computed_tokens // self.block_size
-        if last == first or not self.prefix_caching:
+        end = sequence.num_computed_tokens
+        if self._only_prompts:
+            end = min(end, sequence.num_prompt_tokens)
+        last = end // self.block_size
+        if last <= first or not self.prefix_caching:
             return
         for number in range(first, last):
             name, tokens = self._name(sequence, number), self._packed_block(sequence, number)

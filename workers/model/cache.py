@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.kv_bytes import head_bytes
 from ...kernels.kv_layer import CodedKV, KVLayer
+from ...kernels.pattern import FULL, AttentionPattern, bound_pages
 from ..config import KVCacheDType
 from .config import ModelConfig
 
@@ -19,6 +20,7 @@ class KVCache:
     ``blocks_LN2KSD``: layers, blocks, key and value, KV heads, tokens of a block, head_dim; of a
     cache in codes the last two are one, the bytes of a head in a block (see ``kv_layer``). Block
     ``n`` of the whole model is ``blocks_LN2KSD[:, n]``; a layer sees its own ``layers[l]``.
+    ``bounds`` has each layer's ``bounds_N2KD`` where ``pattern`` has pages, else nothing.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         kv_cache_dtype: KVCacheDType = "auto",
+        pattern: AttentionPattern = FULL,
     ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
@@ -39,17 +42,21 @@ class KVCache:
         # zeros() maps pages only when they are first written; touching them here keeps page faults
         # out of the first steps and makes a lack of memory show now.
         head: tuple[int, ...] = (block_size, config.head_dim)
+        stored = dtype
         if kv_cache_dtype != "auto":
-            head, dtype = (head_bytes(block_size, config.head_dim),), torch.uint8
-        self.blocks_LN2KSD = torch.empty(
-            config.num_layers, num_blocks, 2, config.num_kv_heads, *head, dtype=dtype, device=device
-        ).zero_()
+            head, stored = (head_bytes(block_size, config.head_dim),), torch.uint8
+        shape = (config.num_layers, num_blocks, 2, config.num_kv_heads)
+        self.blocks_LN2KSD = torch.empty(*shape, *head, dtype=stored, device=device).zero_()
         layers = self.blocks_LN2KSD.unbind(0)
         self.layers: tuple[KVLayer, ...] = layers
         if kv_cache_dtype != "auto":
             self.layers = tuple(
                 CodedKV(layer, kv_cache_dtype, block_size, config.head_dim) for layer in layers
             )
+        self.bounds: tuple[Tensor, ...] = ()
+        if pattern.pages is not None:
+            bounds = torch.zeros(*shape, config.head_dim, dtype=dtype, device=device)
+            self.bounds = bounds.unbind(0)
 
     @staticmethod
     def bytes_per_block(
@@ -57,11 +64,18 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         kv_cache_dtype: KVCacheDType = "auto",
+        pattern: AttentionPattern = FULL,
     ) -> int:
-        """Memory of one block over all layers; ``dtype`` is the model's."""
-        size = block_size * config.head_dim * dtype.itemsize
+        """Memory of one block over all layers, with its bounds where ``pattern`` has pages.
+
+        ``dtype`` is the model's.
+        """
+        token = config.head_dim * dtype.itemsize
+        size = block_size * token
         if kv_cache_dtype != "auto":
             size = head_bytes(block_size, config.head_dim)
+        if pattern.pages is not None:
+            size += token  # the smallest and the largest key: as much as a token's key and value
         return 2 * config.num_layers * config.num_kv_heads * size
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -89,6 +103,8 @@ class KVCache:
         # One by one: indexed assignment moves single elements, at a third of the speed.
         for number, block in enumerate(blocks):
             self.blocks_LN2KSD[:, block].copy_(blocks_Ln2KSD[:, number])
+        for layer, bounds_N2KD in enumerate(self.bounds):
+            bound_pages(self.layers[layer], bounds_N2KD, blocks)
 
     def _gather(self, blocks: Sequence[int]) -> Tensor:
         return self.blocks_LN2KSD.index_select(1, self._index(blocks))

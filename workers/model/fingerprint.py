@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..config import KVCacheDType, QuantizationName
+from ..config import FULL_ATTENTION, KVCacheDType, QuantizationName
 from .loader import weight_files
 
 # Weights are sampled, not read whole: 64 windows a file tell two checkpoints of the same shapes
@@ -19,11 +19,13 @@ def model_fingerprint(
     *,
     quantization: QuantizationName = "none",
     kv_cache_dtype: KVCacheDType = "auto",
+    attention: str = FULL_ATTENTION,
 ) -> bytes:
     """SHA-256 over ``config.json``, every weight file's name and header, and a sample of its bytes.
 
     Weights that are quantized while they are loaded are others, so ``quantization`` is hashed too;
-    likewise what keys and values are rounded to.
+    likewise what keys and values are rounded to, and the label of an ``attention`` that is not
+    full, behind whose first layer all keys differ.
     Raises ``CheckpointError`` for a folder without safetensors weights, ``OSError`` for files that
     cannot be read.
     """
@@ -37,6 +39,8 @@ def model_fingerprint(
         _add(digest, quantization.encode())
     if kv_cache_dtype != "auto":
         _add(digest, f"KV cache in {kv_cache_dtype}".encode())
+    if attention != FULL_ATTENTION:
+        _add(digest, attention.encode())
     return digest.digest()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...kernels.api import DecoderLayer, Kernels, PackedLinear
 from ...kernels.context import ForwardContext
 from ...kernels.dispatch import select_kernels
+from ...kernels.pattern import FULL, AttentionPattern
 from ...kernels.rope import inverse_frequencies, rope_cos_sin
 from ..config import KVCacheDType, QuantizationName
 from .cache import KVCache
@@ -90,6 +91,7 @@ class Qwen3Model:
         device: torch.device,
         max_positions: int,
         shard: ShardSpec = WHOLE,
+        pattern: AttentionPattern = FULL,
         num_bytes_read: int = 0,
     ) -> None:
         self.config = config
@@ -103,6 +105,8 @@ class Qwen3Model:
         self.dtype = dtype
         self.device = device
         self.shard = shard
+        self.pattern = pattern
+        """Which keys a token attends to; contexts of this model are built with it."""
         self.num_bytes_read = num_bytes_read
         """Of the checkpoint, while loading."""
         # Layers that are split over ranks stop to exchange; whole ones run through.
@@ -122,6 +126,7 @@ class Qwen3Model:
         with_head: bool = True,
         quantization: QuantizationName = "none",
         weight_memory_bytes: int | None = None,
+        pattern: AttentionPattern = FULL,
     ) -> Qwen3Model:
         """Loads a checkpoint folder; ``dtype`` ``None`` keeps the checkpoint's.
 
@@ -170,6 +175,7 @@ class Qwen3Model:
             device=device,
             max_positions=max_positions or limit,
             shard=shard,
+            pattern=pattern,
             num_bytes_read=weights.num_bytes_read,
         )
 
@@ -197,13 +203,15 @@ class Qwen3Model:
     ) -> KVCache:
         """A cache for this part; ``KVCache.bytes_per_block`` tells its size."""
         local = self.shard.local_config(self.config)
-        return KVCache(local, num_blocks, block_size, self.dtype, self.device, kv_cache_dtype)
+        return KVCache(
+            local, num_blocks, block_size, self.dtype, self.device, kv_cache_dtype, self.pattern
+        )
 
     def forward(self, token_ids_T: Tensor, context: ForwardContext, cache: KVCache) -> Tensor:
         """Hidden states behind the final norm, [T, hidden]; writes the tokens' KV into the cache.
 
         ``token_ids_T`` int64. Raises ``ValueError`` for a sequence past ``max_positions`` or a
-        context of another block size.
+        context of another block size or pattern.
         """
         hidden_TC = self.embed(token_ids_T)
         return self.normalise(self.run_layers(hidden_TC, context, cache))
@@ -249,11 +257,16 @@ class Qwen3Model:
         if self._stack is not None and exchange is ALONE and layers is None:
             for span in store.spans():
                 kv_layers = cache.layers[span.start : span.stop]
-                hidden_TC = self._stack(hidden_TC, context, cos_TE, sin_TE, kv_layers, span.start)
+                bounds_layers = cache.bounds[span.start : span.stop]
+                hidden_TC = self._stack(
+                    hidden_TC, context, cos_TE, sin_TE, kv_layers, bounds_layers, span.start
+                )
             return hidden_TC if self.final_norm is not None else hidden_TC.to(self.dtype)
         attention = kernels.plan_attention(context)
+        all_bounds: Sequence[Tensor | None] = cache.bounds or [None] * len(cache.layers)
         for index in itertools.chain.from_iterable(store.spans()):
             layer, kv_N2KSD = store.layers[index], cache.layers[index]
+            bounds_N2KD = all_bounds[index]
             normed_TC = kernels.rms_norm(hidden_TC, layer.input_norm, eps)
             q_THD = kernels.qk_norm_rope_write(
                 exchange.to_heads(layer.qkv(normed_TC)),
@@ -264,7 +277,9 @@ class Qwen3Model:
                 context.slots_T,
                 eps,
             )
-            out_TC = exchange.to_tokens(attention(q_THD, kv_N2KSD))
+            if bounds_N2KD is not None:
+                kernels.bound_pages(kv_N2KSD, bounds_N2KD, context.filled_blocks)
+            out_TC = exchange.to_tokens(attention(q_THD, kv_N2KSD, bounds_N2KD))
             hidden_TC = exchange.total(layer.attention_out(out_TC, exchange.residual(hidden_TC)))
             normed_TC = kernels.rms_norm(hidden_TC, layer.mlp_norm, eps)
             inner_TC = layer.gate_up(normed_TC)
@@ -298,6 +313,8 @@ class Qwen3Model:
                 f"the context counts blocks of {context.block_size} tokens, "
                 f"the cache has {cache.block_size}"
             )
+        if context.pattern != self.pattern:
+            raise ValueError(f"the context has {context.pattern}, the model {self.pattern}")
 
 
 def _load_layer(weights: WeightReader, config: ModelConfig, index: int) -> DecoderLayer:

@@ -56,7 +56,9 @@ def encode_step(step: StepInputs) -> list[int]:
         len(items),
         len(step.token_ids),
         len(step.sample_rows),
-        *chain.from_iterable((i.num_computed, i.num_new, len(i.block_table)) for i in items),
+        *chain.from_iterable(
+            (i.num_computed, i.num_new, i.prompt_len, len(i.block_table)) for i in items
+        ),
         *chain.from_iterable(i.block_table for i in items),
         *step.token_ids,
         *step.sample_rows,
@@ -67,8 +69,8 @@ def decode_step(payload: Sequence[int]) -> StepInputs:
     """The step of a ``STEP``'s payload. Raises ``ValueError`` for one of another length."""
     words = iter(payload)
     num_items, num_tokens, num_rows = _take(words, 3)
-    sizes = [_take(words, 3) for _ in range(num_items)]
-    items = [ContextItem(_take(words, table), done, new) for done, new, table in sizes]
+    sizes = [_take(words, 4) for _ in range(num_items)]
+    items = [ContextItem(_take(words, table), *counts) for *counts, table in sizes]
     step = StepInputs(_take(words, num_tokens), items, _take(words, num_rows))
     if next(words, None) is not None:
         raise ValueError(f"a step's message has more than its {num_items} items need")

@@ -120,7 +120,9 @@ class GridExecutor:
         begin = time.perf_counter()
         step, stage = StepInputs.of(inputs), self._stage
         # What cannot be computed is refused here, before the other ranks hear of it.
-        context = build_context(step.items, stage.cache.block_size, torch.device("cpu"))
+        context = build_context(
+            step.items, stage.cache.block_size, torch.device("cpu"), stage.model.pattern
+        )
         stage.model.check(context, stage.cache)
         self._tell(Kind.STEP, encode_step(step))
         told = time.perf_counter()

@@ -50,6 +50,6 @@ def _within(items: Sequence[ContextItem], span: range) -> tuple[ContextItem, ...
         first, last = max(span.start, row), min(span.stop, row + item.num_new)
         if first < last:
             done = item.num_computed + first - row
-            parts.append(ContextItem(item.block_table, done, last - first))
+            parts.append(ContextItem(item.block_table, done, last - first, item.prompt_len))
         row += item.num_new
     return tuple(parts)

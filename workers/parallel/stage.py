@@ -89,7 +89,7 @@ class Stage:
 
     def _run_part(self, part: MicroBatch, token_ids: Sequence[int], by_tokens: bool) -> Tensor:
         model, device = self.model, self.model.device
-        context = build_context(part.items, self.cache.block_size, device)
+        context = build_context(part.items, self.cache.block_size, device, model.pattern)
         rows = range(part.start, part.start + part.num_tokens)
         exchange, source = self._by_heads, model
         layers: tuple[DecoderLayer, ...] | None = None

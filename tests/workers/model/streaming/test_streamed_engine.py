@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from inference_pio import LLM, SamplingParams
 from inference_pio.kernels.native.library import cpu_flags, usable
