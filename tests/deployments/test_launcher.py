@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,9 +121,12 @@ def test_the_object_store_leaves_memory_for_the_rest() -> None:
     assert object_store_bytes(config, LARGE, 2**20) == OBJECT_STORE_BYTES
 
 
+@pytest.mark.parametrize("codes", ["auto", "int8", "fp8"])
 @pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
-def test_kv_of_a_token_is_what_the_cache_allocates(dtype: str, embedded_dir: Path) -> None:
+def test_kv_of_a_token_is_what_the_cache_allocates(
+    dtype: str, codes: Any, embedded_dir: Path
+) -> None:
     shapes = ModelConfig.from_folder(embedded_dir)
     real = shapes.dtype if dtype == "auto" else getattr(torch, dtype)
-    engine = EngineConfig.model_validate({"model": "embedded", "dtype": dtype})
-    assert kv_bytes_per_token(engine) == KVCache.bytes_per_block(shapes, 1, real)
+    engine = EngineConfig(model="embedded", dtype=dtype, kv_cache_dtype=codes)
+    assert kv_bytes_per_token(engine) == KVCache.bytes_per_block(shapes, 1, real, codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,13 @@ from torch import Tensor
 from inference_pio.kernels.api import Kernels
 from inference_pio.kernels.context import ContextItem, ForwardContext, build_context
 from inference_pio.kernels.dispatch import select_kernels
+from inference_pio.kernels.kv_layer import CodedKV, KVCodes
 from inference_pio.kernels.reference import ReferenceKernels
 from inference_pio.kernels.rope import inverse_frequencies, rope_cos_sin
 from inference_pio.kernels.torch_cpu import TorchCPUKernels
 from inference_pio.kernels.torch_ops import TorchKernels
+
+from .coded_samples import FORMATS, coded, empty_layer
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -91,12 +95,16 @@ class Case:
     """A random batch over a random cache."""
 
     context: ForwardContext
-    cache: Tensor
+    cache: Any
     q: Tensor
 
 
 def make_case(
-    heads: tuple[int, int, int], lengths: list[tuple[int, int]], block_size: int, dtype: torch.dtype
+    heads: tuple[int, int, int],
+    lengths: list[tuple[int, int]],
+    block_size: int,
+    dtype: torch.dtype,
+    codes: KVCodes | None = None,
 ) -> Case:
     num_heads, kv_heads, dim = heads
     rng = random.Random(0)
@@ -112,7 +120,7 @@ def make_case(
     cache = torch.randn(sum(need) + 3, 2, kv_heads, block_size, dim).to(dtype)
     # Wider than needed: queries are a view into the projection, as in the model.
     q = torch.randn(context.query_starts[-1], num_heads + 2, dim).to(dtype)[:, :num_heads]
-    return Case(context, cache, q * dim**-0.5)
+    return Case(context, cache if codes is None else coded(cache, codes), q * dim**-0.5)
 
 
 BATCHES = {
@@ -126,11 +134,14 @@ BATCHES = {
 }
 
 
+@pytest.mark.parametrize("codes", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("batch", list(BATCHES))
-def test_attention(dtype: torch.dtype, heads: tuple[int, int, int], batch: str) -> None:
-    case = make_case(heads, BATCHES[batch], 16, dtype)
+def test_attention(
+    dtype: torch.dtype, heads: tuple[int, int, int], batch: str, codes: KVCodes | None
+) -> None:
+    case = make_case(heads, BATCHES[batch], 16, dtype, codes)
     expected = ReferenceKernels().plan_attention(case.context)(case.q, case.cache)
     for kernels in fast_kernels(dtype):
         attention = kernels.plan_attention(case.context)
@@ -177,3 +188,27 @@ def test_qk_norm_rope_write(dtype: torch.dtype, heads: tuple[int, int, int]) -> 
         close(cache, outcomes[0][1])
     written = outcomes[0][1].abs().sum(dim=(1, 2, 4)).nonzero()
     assert written.tolist() == [[1, 0], [1, 1], [1, 2], [3, 2], [4, 14], [4, 15]]
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_qk_norm_rope_write_of_codes(dtype: torch.dtype, codes: KVCodes) -> None:
+    num_heads, kv_heads, dim = 6, 3, 24
+    torch.manual_seed(0)
+    context = build_context([ContextItem([4, 1], 14, 5), ContextItem([3], 2, 1)], 16, CPU)
+    cos, sin = rope_cos_sin(context.positions_T + 9000, inverse_frequencies(1e6, dim, CPU))
+    qkv = torch.randn(6, (num_heads + 2 * kv_heads) * dim).to(dtype)
+    weight = torch.randn(num_heads + kv_heads, dim)
+    outcomes = []
+    for kernels in [ReferenceKernels(), *fast_kernels(dtype)]:
+        layer = empty_layer((6, kv_heads, 16, dim), codes, dtype)
+        assert isinstance(layer, CodedKV)
+        q = kernels.qk_norm_rope_write(qkv.clone(), weight, cos, sin, layer, context.slots_T, 1e-6)
+        outcomes.append((q.clone(), layer.dequantized(layer.data_N2KB)))
+    step = outcomes[0][1].abs().amax(-1, keepdim=True) / (127 if codes == "int8" else 14)
+    for q, numbers in outcomes[1:]:
+        close(q, outcomes[0][0])
+        assert torch.equal(numbers[:, 1], outcomes[0][1][:, 1])
+        # The reference rounds what the norm gives to the dtype; torch's kernels do not.
+        most = 1.01 if dtype == torch.float32 else 2.0
+        assert ((numbers - outcomes[0][1]).abs() <= step * most).all()

@@ -165,7 +165,9 @@ def make_driver(make_text_checkpoint: MakeCheckpoint) -> MakeDriver:
         shapes = ModelConfig.from_folder(folder)
         name = options.get("dtype", "auto")
         dtype = shapes.dtype if name == "auto" else DTYPES[name]
-        block_bytes = KVCache.bytes_per_block(shapes, options["block_size"], dtype)
+        block_bytes = KVCache.bytes_per_block(
+            shapes, options["block_size"], dtype, options.get("kv_cache_dtype", "auto")
+        )
         config = EngineConfig(model=str(folder), kv_cache_bytes=num_blocks * block_bytes, **options)
         return Driver(Engine(config))
 

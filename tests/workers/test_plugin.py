@@ -58,12 +58,14 @@ def test_every_key_reaches_the_engine() -> None:
         max_model_len=77,
         precision="fp16",
         quantization="int4",
+        kv_cache_dtype="fp8",
         tensor_parallel_size=4,
         pipeline_parallel_size=2,
         sequence_parallel_size=4,
     ).engine_config()
     assert (config.model, config.dtype) == ("embedded", "float16")
     assert config.quantization == "int4"
+    assert config.kv_cache_dtype == "fp8"
     assert (config.kv_cache_bytes, config.max_model_len) == (5, 77)
     assert (config.max_num_seqs, config.max_batched_tokens) == (2000, 2000)
     parallel = config.parallel

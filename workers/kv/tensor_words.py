@@ -25,7 +25,7 @@ def ticket_dtype(dtype: torch.dtype) -> TicketDType:
     for name in _PLAIN:
         if _DTYPES[name] is dtype:
             return name
-    raise ValueError(f"KV travels as one of {', '.join(_PLAIN)} or in codes, got {dtype}")
+    raise ValueError(f"KV travels as one of {', '.join(_PLAIN)}, got {dtype}")
 
 
 def as_tensor(words: Words, dtype: TicketDType) -> Tensor:

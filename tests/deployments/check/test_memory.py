@@ -67,6 +67,20 @@ def test_dtype_counts() -> None:
     assert float32.weights == 2 * bfloat16.weights
 
 
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_kv_in_codes_has_more_tokens_in_the_same_memory(codes: str) -> None:
+    fields = {"max_model_len": 40_000, "kv_cache_bytes": 2**32}
+    # A byte for each of 128 channels, and four for their scale, where bfloat16 has 256 bytes.
+    needed = 40_000 * 36 * 8 * 2 * (128 + 4)
+    assert needed < 2**32 < needed * 256 / 132
+    with pytest.raises(ValueError, match="one token takes 147456 bytes"):
+        engine_memory(engine(**fields))
+    (rank,) = engine_memory(engine(**fields, kv_cache_dtype=codes))
+    assert 2**32 - 64 * needed / 40_000 < (rank.kv or 0) <= 2**32
+    with pytest.raises(ValueError, match="one token takes 76032 bytes"):
+        engine_memory(engine(max_model_len=40_000, kv_cache_bytes=2**30, kv_cache_dtype=codes))
+
+
 def test_kv_that_is_not_told_is_unknown() -> None:
     assert engine_memory(engine(kv_cache_bytes=None))[0].kv is None
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from inference_pio.kernels.context import ContextItem, ForwardContext, build_context
-from inference_pio.kernels.kv_layer import KVCodes
+from inference_pio.kernels.kv_layer import CodedKV, KVCodes, dequantize
 from inference_pio.kernels.native.attention import AttentionPool
 from inference_pio.kernels.native.instruction_sets import INSTRUCTION_SETS
 from inference_pio.kernels.native.library import KernelError, cpu_flags, load, usable
 from inference_pio.kernels.reference import ReferenceKernels
 
-from ..coded_samples import FORMATS, coded, unused
+from ..coded_samples import FORMATS, coded, empty_layer, unused
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -92,9 +92,11 @@ def close(got: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("codes", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize(
+    ("heads", "codes"),
+    [*((heads, None) for heads in HEADS), (HEADS[0], "int8"), (HEADS[1], "fp8")],
+)
 def test_is_the_reference_in_any_number_of_threads(
     pools: list[AttentionPool],
     dtype: torch.dtype,
@@ -186,9 +188,54 @@ def test_nan_in_a_query_stays_in_its_row(pools: list[AttentionPool], dtype: torc
     assert torch.equal(got.view_as(expected), expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_forty_thousand_positions(pools: list[AttentionPool], dtype: torch.dtype) -> None:
-    case = Case((2, 1, 16), [(40_959, 1), (40_900, 60)], dtype)
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_every_code_is_the_number_it_stands_for(pools: list[AttentionPool], codes: KVCodes) -> None:
+    """A first token sees its own value alone, so what comes out is what the codes mean."""
+    every = torch.arange(256).to(torch.uint8)
+    every[[0x7F, 0xFF]] = 0  # e4m3's NaN
+    every[0x80] = 0  # -128, which no number becomes
+    layer = empty_layer((1, 2, 1, 256), codes, torch.float32)
+    assert isinstance(layer, CodedKV)
+    layer.codes_of(layer.data_N2KB)[0, :, :, 0] = every
+    layer.scales_of(layer.data_N2KB)[...] = 0.75
+    for group in (1, 9):  # straight from the codes, and widened for many rows
+        context = build_context([ContextItem([0], 0, 1)], 1, CPU)
+        got = pools[0].plan(context)(torch.randn(1, 2 * group, 256), layer)
+        expected = dequantize(every, torch.tensor(0.75), codes)
+        assert torch.equal(got.view(2 * group, 256), expected.expand(2 * group, 256))
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_float32_over_codes_is_near_float64(pools: list[AttentionPool], codes: KVCodes) -> None:
+    case = Case((6, 2, 48), BATCHES["mixed"], torch.float32, codes=codes)
+    numbers = case.cache.dequantized(case.cache.data_N2KB).double()
+    got = case.by(pools[0]).view(-1, 6, 48)
+    context = case.context
+    for i, table in enumerate(context.block_tables):
+        kv_2LKD = numbers[list(table)].permute(1, 0, 3, 2, 4).flatten(1, 2)
+        for row in range(*context.query_starts[i : i + 2]):
+            length = context.seq_lens[i] - (context.query_starts[i + 1] - 1 - row)
+            keys, values = kv_2LKD[:, :length].repeat_interleave(3, dim=2)
+            scores = torch.einsum("hd,lhd->hl", case.q[row].double(), keys)
+            expected = torch.einsum("hl,lhd->hd", scores.softmax(-1), values)
+            torch.testing.assert_close(got[row].double(), expected, atol=3e-6, rtol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codes"),
+    [
+        *((dtype, None) for dtype in DTYPES),
+        *(
+            pytest.param(dtype, codes, marks=pytest.mark.slow)
+            for dtype in DTYPES
+            for codes in ("int8", "fp8")
+        ),
+    ],
+)
+def test_forty_thousand_positions(
+    pools: list[AttentionPool], dtype: torch.dtype, codes: KVCodes | None
+) -> None:
+    case = Case((2, 1, 16), [(40_959, 1), (40_900, 60)], dtype, codes=codes)
     got = case.by(pools[0])
     close(got, case.expected)
     assert torch.equal(case.by(pools[2]), got)

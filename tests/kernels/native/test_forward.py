@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,14 @@ from torch import Tensor
 
 from inference_pio.kernels.api import DecoderLayer, Kernels
 from inference_pio.kernels.context import ContextItem, ForwardContext, build_context
+from inference_pio.kernels.kv_layer import CodedKV, KVCodes, KVLayer
 from inference_pio.kernels.native.forward import NativeStack
 from inference_pio.kernels.native.library import KernelError, cpu_flags, load, usable
 from inference_pio.kernels.native_kernels import NativeKernels
 from inference_pio.kernels.reference import ReferenceKernels
 from inference_pio.kernels.rope import inverse_frequencies, rope_cos_sin
+
+from ..coded_samples import empty_layer, unused
 
 CPU = torch.device("cpu")
 EPS = 1e-6
@@ -97,7 +101,7 @@ def one_by_one(
     context: ForwardContext,
     cos_TE: Tensor,
     sin_TE: Tensor,
-    kv_layers: Sequence[Tensor],
+    kv_layers: Sequence[KVLayer],
 ) -> Tensor:
     """What a stack does, one operation after the other."""
     attention = kernels.plan_attention(context)
@@ -116,9 +120,15 @@ class Engine:
     """Layers of one implementation over a cache whose unused parts hold NaN."""
 
     def __init__(
-        self, kernels: Kernels, shape: Shape, dtype: torch.dtype, *, stacked: bool = True
+        self,
+        kernels: Kernels,
+        shape: Shape,
+        dtype: torch.dtype,
+        *,
+        stacked: bool = True,
+        codes: KVCodes | None = None,
     ) -> None:
-        self.kernels, self.shape, self.dtype = kernels, shape, dtype
+        self.kernels, self.shape, self.dtype, self.codes = kernels, shape, dtype, codes
         self.layers = pack_layers(kernels, shape, dtype)
         self.stack = kernels.stack(self.layers, EPS) if stacked else None
         self.frequencies = inverse_frequencies(1e6, shape.head_dim, CPU)
@@ -129,9 +139,12 @@ class Engine:
         for sequence, count in (part for step in steps for part in step):
             total[sequence] = total.get(sequence, 0) + count
         blocks = list(range(sum(-(-n // block_size) for n in total.values()) + 2))
-        size = (len(blocks), 2, self.shape.kv_heads, block_size, self.shape.head_dim)
+        size = (len(blocks), self.shape.kv_heads, block_size, self.shape.head_dim)
+        every_row = torch.ones(len(blocks), block_size, dtype=torch.bool)
         random.Random(1).shuffle(blocks)
-        caches = [torch.full(size, float("nan"), dtype=self.dtype) for _ in self.layers]
+        caches = [empty_layer(size, self.codes, self.dtype) for _ in self.layers]
+        for cache in caches:
+            unused(cache, every_row)
         tables = {
             sequence: [blocks.pop() for _ in range(-(-count // block_size))]
             for sequence, count in total.items()
@@ -142,7 +155,8 @@ class Engine:
             items = [ContextItem(tables[s], done[s], count) for s, count in step]
             context = build_context(items, block_size, CPU)
             for cache in caches:
-                cache[list(context.new_partial_blocks)] = 0
+                data = cache.data_N2KB if isinstance(cache, CodedKV) else cache
+                data[list(context.new_partial_blocks)] = 0
             hidden = torch.cat([self.tokens(s)[done[s] : done[s] + count] for s, count in step])
             rows = self.step(hidden, context, caches, first).split([n for _, n in step])
             for (sequence, count), part in zip(step, rows, strict=True):
@@ -151,7 +165,7 @@ class Engine:
         return {sequence: torch.cat(parts) for sequence, parts in found.items()}
 
     def step(
-        self, hidden: Tensor, context: ForwardContext, caches: Sequence[Tensor], first: int = 0
+        self, hidden: Tensor, context: ForwardContext, caches: Sequence[KVLayer], first: int = 0
     ) -> Tensor:
         cos, sin = rope_cos_sin(context.positions_T + first, self.frequencies)
         if self.stack is not None:
@@ -203,6 +217,35 @@ def test_a_stack_equals_the_reference(
     close(got, expected, dtype)
 
 
+MIXED = BATCHES["chunks and decode rows mixed"]
+
+
+@functools.cache
+def reference_of_mixed(codes: KVCodes | None) -> dict[int, Tensor]:
+    shape = SHAPES["6/3 heads of 24"]
+    return Engine(ReferenceKernels(), shape, torch.float32, codes=codes).run(MIXED)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_a_stack_over_codes_equals_the_reference(name: str, codes: KVCodes) -> None:
+    """A key between two codes may take the other one, so not every element is near."""
+    got = Engine(native(name), SHAPES["6/3 heads of 24"], torch.float32, codes=codes).run(MIXED)
+    for sequence, rows in reference_of_mixed(codes).items():
+        error = (got[sequence] - rows).norm() / rows.norm()
+        rounding = (reference_of_mixed(None)[sequence] - rows).norm() / rows.norm()
+        assert error < 2e-4
+        assert 1e-3 < rounding < (1e-2 if codes == "int8" else 5e-2)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_one_by_one_gives_the_same_over_codes(name: str, codes: KVCodes) -> None:
+    kernels, shape = native(name), SHAPES["4/4 heads of 80"]
+    alone = Engine(kernels, shape, torch.float32, stacked=False, codes=codes).run(MIXED)
+    same(Engine(kernels, shape, torch.float32, codes=codes).run(MIXED), alone)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_far_positions(name: str) -> None:
     shape = SHAPES["6/3 heads of 24"]
@@ -244,10 +287,16 @@ def test_one_by_one_gives_the_same_in_float32(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**16), length=st.integers(2, 150))
-def test_chunks_and_neighbours_change_nothing_in_float32(name: str, seed: int, length: int) -> None:
+@given(
+    seed=st.integers(0, 2**16),
+    length=st.integers(2, 150),
+    codes=st.sampled_from([None, "int8", "fp8"]),
+)
+def test_chunks_and_neighbours_change_nothing_in_float32(
+    name: str, seed: int, length: int, codes: KVCodes | None
+) -> None:
     rng = random.Random(seed)
-    engine = Engine(native(name), SHAPES["6/3 heads of 24"], torch.float32)
+    engine = Engine(native(name), SHAPES["6/3 heads of 24"], torch.float32, codes=codes)
     steps, done = [], 0
     while done < length:
         count = min(rng.choice([1, 2, 15, 16, 33, 64]), length - done)
@@ -318,9 +367,10 @@ def test_operands_of_another_shape_are_refused() -> None:
         [cache.transpose(2, 3) for cache in step.caches],
         [step.caches[0], step.caches[1][:2]],
         [torch.zeros(3, 2, 3, 8, 24)] * 2,
+        [step.caches[0], empty_layer((3, 3, 16, 24), "int8", torch.float32)],
     ):
         step.caches = caches
-        with pytest.raises(ValueError, match="kv_N2KSD is"):
+        with pytest.raises(ValueError, match=r"kv_N2KSD is|the cache (is|has)"):
             step.run()
     step.caches = step.caches[:1]
     with pytest.raises(ValueError, match="1 layers of KV came for 2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -10,11 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from inference_pio.kernels.kv_layer import CodedKV, KVCodes, KVLayer
 from inference_pio.kernels.native.instruction_sets import INSTRUCTION_SETS
 from inference_pio.kernels.native.library import KernelError, Library, cpu_flags, load, usable
 from inference_pio.kernels.native.rows import embed, qk_norm_rope_write, rms_norm
 from inference_pio.kernels.reference import ReferenceKernels
 from inference_pio.kernels.rope import inverse_frequencies, rope_cos_sin
+
+from ..coded_samples import empty_layer
 
 CPU = torch.device("cpu")
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
@@ -156,6 +160,81 @@ def test_qk_norm_rope_write(
         assert torch.equal(cache[:, 1], reference[:, 1])
 
 
+@any_shape
+@given(
+    tokens=st.integers(1, 5),
+    kv_heads=st.integers(1, 3),
+    half=st.integers(1, 70),
+    block_size=st.integers(1, 20),
+    dtype=st.sampled_from(DTYPES),
+    codes=st.sampled_from(["int8", "fp8"]),
+    exponent=st.integers(-40, 40),
+)
+def test_keys_and_values_become_the_reference_s_codes(
+    native: Native,
+    tokens: int,
+    kv_heads: int,
+    half: int,
+    block_size: int,
+    dtype: torch.dtype,
+    codes: KVCodes,
+    exponent: int,
+) -> None:
+    torch.manual_seed(0)
+    dim = 2 * half
+    cos, sin = rope_cos_sin(torch.arange(tokens) * 999, inverse_frequencies(1e6, dim, CPU))
+    qkv = (torch.randn(tokens, 3 * kv_heads * dim) * 2.0**exponent).to(dtype)
+    weight = torch.randn(2 * kv_heads, dim)
+    slots = torch.randperm((tokens + 2) * block_size)[:tokens]
+
+    def written(write: Callable[[KVLayer], Tensor]) -> tuple[CodedKV, Tensor]:
+        layer = empty_layer((tokens + 2, kv_heads, block_size, dim), codes, dtype)
+        assert isinstance(layer, CodedKV)
+        return layer, write(layer)
+
+    reference, expected_q = written(
+        lambda kv: ReferenceKernels().qk_norm_rope_write(
+            qkv.clone(), weight, cos, sin, kv, slots, 1e-6
+        )
+    )
+    outcomes = [
+        written(
+            lambda kv, team=team: qk_norm_rope_write(
+                native.library, team, qkv.clone(), weight, cos, sin, kv, slots, 1e-6
+            )
+        )
+        for team in native.teams
+    ]
+    layer, q = outcomes[0]
+    assert torch.equal(outcomes[1][0].data_N2KB, layer.data_N2KB)
+    torch.testing.assert_close(q, expected_q, atol=3e-2, rtol=2e-2)
+    assert torch.equal(layer.data_N2KB[:, 1], reference.data_N2KB[:, 1]), "values, bit by bit"
+    # Keys are computed with other roundings, so a number between two codes may take the other.
+    got, expected = (kv.dequantized(kv.data_N2KB)[:, 0] for kv in (layer, reference))
+    step = expected.abs().amax(-1, keepdim=True) / (127 if codes == "int8" else 14)
+    assert ((got - expected).abs() <= step * 1.001).all()
+    assert (got - expected).abs().gt(step * 1e-3).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_poisoned_row_is_nan_and_its_neighbours_are_not(
+    native: Native, codes: KVCodes, poison: float
+) -> None:
+    layer = empty_layer((1, 1, 4, 40), codes, torch.float32)
+    assert isinstance(layer, CodedKV)
+    qkv, angles = torch.randn(2, 120), torch.ones(2, 20)
+    qkv[0, 81] = poison  # of the first token's value
+    qk_norm_rope_write(
+        native.library, native.teams[0], qkv, torch.ones(2, 40), angles, angles, layer,
+        torch.tensor([1, 2]), 1e-6,
+    )  # fmt: skip
+    keys, values = layer.dequantized(layer.data_N2KB)[0, :, 0]
+    assert values[1].isnan().all()
+    assert not values[[0, 2, 3]].isnan().any()
+    assert not keys.isnan().any()
+
+
 @pytest.mark.parametrize("wrong", [-1, 48])
 def test_a_slot_outside_of_the_cache_is_an_error(native: Native, wrong: int) -> None:
     cache = torch.zeros(3, 2, 1, 16, 8)
@@ -172,8 +251,8 @@ def test_operands_that_do_not_fit(native: Native) -> None:
     cache, angles, slots = torch.zeros(3, 2, 1, 16, 8), torch.ones(2, 4), torch.zeros(2).long()
     for qkv, kv, message in (
         (torch.randn(2, 23), cache, "does not hold 1 \\+ 2 \\* 1 heads of 8"),
-        (torch.randn(2, 24).bfloat16(), cache, "torch.bfloat16 without gaps is needed"),
-        (torch.randn(2, 24), cache.transpose(0, 3), "without gaps is needed"),
+        (torch.randn(2, 24).bfloat16(), cache, "bfloat16 and the cache is torch.float32"),
+        (torch.randn(2, 24), cache.transpose(0, 3), "no gaps are allowed"),
     ):
         with pytest.raises(ValueError, match=message):
             qk_norm_rope_write(

@@ -24,6 +24,7 @@ from inference_pio.workers.kv.ticket import (
     read_header,
     request_digest,
 )
+from inference_pio.workers.kv.token_chain import TokenChain
 
 from .ticket_samples import (
     ATTEMPT,
@@ -143,7 +144,7 @@ def test_what_cannot_write_its_blocks_makes_no_ticket() -> None:
     assert refusal(buffer, start=12) == "wrong_span"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8", "fp8"])
 def test_any_element_type(dtype: Any) -> None:
     layout = replace(LAYOUT, dtype=dtype)
     blocks = words(2, layout)
@@ -193,7 +194,7 @@ def test_what_is_no_row_of_bytes_is_refused(buffer: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"dtype": 3}, "bad_layout"),
+        ({"dtype": 5}, "bad_layout"),
         ({"dtype": 2}, "layout_mismatch"),  # float16 for bfloat16: the same size
         ({"num_layers": 0}, "bad_layout"),
         ({"num_layers": 2**63}, "bad_layout"),
@@ -256,6 +257,34 @@ def test_rows_behind_the_end_that_are_not_zero_are_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("block", "place", "told"),
+    [
+        *((1, place, None) for place in (13, 24, 31)),
+        *((1, place, "dirty_tail") for place in (14, 20, 23, 32, 35)),
+        *((0, 20, None), (0, 35, None), (0, 21, "dirty_tail")),
+    ],
+)
+def test_the_tail_of_codes_is_that_of_codes_and_scales(
+    block: int, place: int, told: str | None
+) -> None:
+    """The last block has two of three rows in use: 14 bytes of codes, and scales in 24 to 32."""
+    layout = replace(LAYOUT, dtype="int8", head_dim=7, block_size=3)
+    assert layout.shape(1) == (2, 1, 2, 2, 24 + 12)
+    chain = TokenChain(TOKENS, 3, LAYOUT.fingerprint, "salt")
+    about = header(0, 5, layout=layout, chain=chain.at(5))
+    buffer = encoded(about, words(2, layout))
+    blocks = buffer[HEADER_BYTES:].reshape(layout.shape(2))
+    assert bool(blocks[1, block, 1, 1, place]) == (told is None)
+    blocks[1, block, 1, 1, place] ^= 1
+    signed = forged(buffer, checksum=zlib.crc32(buffer[HEADER_BYTES:].data))
+    wanted = {"layout": layout, "start": 0, "limit": 5, "chain_at": chain.at}
+    if told is None:
+        decode_ticket(signed, expected(**wanted))
+    else:
+        assert refusal(signed, **wanted) == told
+
+
 def test_another_tenants_or_prompts_chain_is_refused() -> None:
     assert refusal(ticket(chain=chain_of(salt="other").at(12))) == "wrong_chain"
     other = (0, *TOKENS[1:])
@@ -313,7 +342,7 @@ def test_all_differences_are_named() -> None:
     ("change", "told"),
     [
         ({"fingerprint": b"short"}, "has 32 bytes, got 5"),
-        ({"dtype": "int8"}, "float32, bfloat16, float16, got 'int8'"),
+        ({"dtype": "int4"}, "float32, bfloat16, float16, int8, fp8, got 'int4'"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"block_size": 2**31}, "block_size is 2147483648"),
     ],

@@ -28,7 +28,8 @@ def chain_of(tokens: tuple[int, ...] = TOKENS, salt: str = "salt") -> TokenChain
 
 def words(num_blocks: int, layout: KVLayout = LAYOUT, seed: int = 0) -> Words:
     """Random elements, none of them zero."""
-    drawn = np.random.default_rng(seed).integers(1, 2**15 - 1, layout.shape(num_blocks))
+    most = 2**8 if layout.in_codes else 2**15 - 1
+    drawn = np.random.default_rng(seed).integers(1, most, layout.shape(num_blocks))
     return drawn.astype(layout.words)
 
 

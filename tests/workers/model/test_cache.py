@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference_pio.kernels.kv_layer import CodedKV, read_blocks, write_tokens
+from inference_pio.workers.config import KVCacheDType
 from inference_pio.workers.model.cache import KVCache
 from inference_pio.workers.model.config import ModelConfig
 
@@ -17,8 +19,8 @@ def config(make_checkpoint: Callable[..., Path]) -> ModelConfig:
     return ModelConfig.from_folder(make_checkpoint())
 
 
-def make(config: ModelConfig, blocks: int = 6) -> KVCache:
-    return KVCache(config, blocks, 4, torch.float32, torch.device("cpu"))
+def make(config: ModelConfig, blocks: int = 6, kept_as: KVCacheDType = "auto") -> KVCache:
+    return KVCache(config, blocks, 4, torch.float32, torch.device("cpu"), kept_as)
 
 
 def test_its_size_is_what_bytes_per_block_says(config: ModelConfig) -> None:
@@ -26,6 +28,37 @@ def test_its_size_is_what_bytes_per_block_says(config: ModelConfig) -> None:
     assert cache.blocks_LN2KSD.nbytes == 6 * KVCache.bytes_per_block(config, 4, torch.float32)
     # 3 layers x key and value x 3 heads x 24 channels x 4 tokens x 2 bytes
     assert KVCache.bytes_per_block(config, 4, torch.bfloat16) == 3 * 2 * 3 * 24 * 4 * 2
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_codes_take_a_byte_and_a_scale_for_each_row(
+    config: ModelConfig, codes: KVCacheDType
+) -> None:
+    cache = make(config, kept_as=codes)
+    size = KVCache.bytes_per_block(config, 4, torch.bfloat16, codes)
+    assert cache.blocks_LN2KSD.nbytes == 6 * size
+    # 3 layers x key and value x 3 heads x 4 tokens x (24 channels + a scale)
+    assert size == 3 * 2 * 3 * 4 * (24 + 4)
+
+
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+def test_codes_and_scales_move_together(config: ModelConfig, codes: KVCacheDType) -> None:
+    cache = make(config, kept_as=codes)
+    layer = cache.layers[2]
+    assert isinstance(layer, CodedKV)
+    tokens = torch.randn(4, 2, 3, 24)
+    write_tokens(layer, torch.arange(4, 8), tokens)  # block 1
+    written = read_blocks(layer, [1])
+    assert (written[0].permute(2, 0, 1, 3) - tokens).abs().max() < 0.2
+    cache.copy_blocks([(1, 3)])
+    out = torch.empty_like(cache.blocks_LN2KSD[:, :1])
+    cache.read_blocks([1], out)
+    cache.write_blocks([5], out)
+    cache.clear_blocks([1])
+    assert torch.equal(read_blocks(layer, [3, 5]), torch.cat((written, written)))
+    assert not read_blocks(layer, [0, 1, 2, 4]).any()
+    others = [read_blocks(other, range(6)) for other in cache.layers[:2]]
+    assert not torch.cat(others).any()
 
 
 def test_layers_are_views(config: ModelConfig) -> None:

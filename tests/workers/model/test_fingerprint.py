@@ -53,3 +53,12 @@ def test_weights_that_are_made_on_load_are_others(make_checkpoint: MakeCheckpoin
     fingerprints = {model_fingerprint(folder, quantization=name) for name in names}
     assert len(fingerprints) == len(names)
     assert model_fingerprint(folder) in fingerprints
+
+
+def test_kv_in_other_codes_is_other_kv(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint()
+    formats = ("auto", "int8", "fp8")
+    fingerprints = {model_fingerprint(folder, kv_cache_dtype=name) for name in formats}
+    fingerprints |= {model_fingerprint(folder, quantization="int8")}
+    assert len(fingerprints) == 4
+    assert model_fingerprint(folder) in fingerprints

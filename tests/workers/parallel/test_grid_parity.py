@@ -213,6 +213,39 @@ def test_blocks_go_from_any_grid_to_any_other(
     )
 
 
+@pytest.mark.parametrize("codes", ["int8", "fp8"])
+@pytest.mark.parametrize("grid", ["TP2", "TP4", "SP2 PP2 in 3 parts"])
+def test_blocks_in_codes_go_from_any_grid_to_any_other(
+    make_text_checkpoint: MakeCheckpoint,
+    make_driver: MakeDriver,
+    make_grid: MakeDriver,
+    prompt: Prompt,
+    grid: str,
+    codes: str,
+) -> None:
+    options = {
+        "folder": make_text_checkpoint(num_hidden_layers=3),
+        "num_blocks": 8,
+        "kv_cache_dtype": codes,
+    }
+    one = make_driver(**options).engine
+    many = make_grid(**options, parallel=GRIDS[grid]).engine
+    ids = prompt(41)
+    for engine, table in ((one, [3, 1, 6]), (many, [5, 0, 2])):
+        engine.executor.forward(step(ids[:-1], table, 0))
+    shape = one.kv_layout.shape(3)
+    blocks, theirs = (torch.full(shape, 0xA5, dtype=torch.uint8) for _ in range(2))
+    one.executor.read_blocks([BlockId(block) for block in (3, 1, 6)], blocks)
+    many.executor.read_blocks([BlockId(block) for block in (5, 0, 2)], theirs)
+    with torch.inference_mode():
+        expected = one.executor.forward(step(ids, [3, 1, 6], 40)).clone()
+        # Sums over ranks are rounded otherwise, and a number between two codes takes either.
+        assert (blocks != theirs)[..., : 16 * 16].float().mean() < 0.01
+        many.executor.write_blocks([BlockId(block) for block in (7, 4, 1)], blocks)
+        got = many.executor.forward(step(ids, [7, 4, 1], 40))
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_blocks_of_another_shape_are_refused_and_the_group_lives_on(
     make_grid: MakeDriver, prompt: Prompt
 ) -> None:
@@ -242,8 +275,9 @@ def test_bfloat16_stays_near(
     assert (logits[0] - logits[1]).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("kept_as", ["auto", "int8", "fp8"])
 def test_the_embedded_model_solves_its_sums_on_two_ranks(
-    monkeypatch: pytest.MonkeyPatch, thread_ranks: type
+    monkeypatch: pytest.MonkeyPatch, thread_ranks: type, kept_as: str
 ) -> None:
     monkeypatch.setattr("inference_pio.workers.parallel.grid.LocalRanks", thread_ranks)
     sums = [(417, 58, 903), (250, 58, 903), (999, 1, 5), (12, 700, 33), (8, 9, 10), (640, 21, 77)]
@@ -251,7 +285,8 @@ def test_the_embedded_model_solves_its_sums_on_two_ranks(
         f"<|im_start|>user\nWhat is {a} + {b} - {c}?<|im_end|>\n<|im_start|>assistant\n"
         for a, b, c in sums
     ]
-    with LLM("embedded", dtype="float32", kv_cache_bytes=8 << 20, parallel={"tensor": 2}) as llm:
+    options = {"dtype": "float32", "kv_cache_dtype": kept_as, "kv_cache_bytes": 8 << 20}
+    with LLM("embedded", parallel={"tensor": 2}, **options) as llm:
         outputs = llm.generate(prompts, SamplingParams(temperature=0))
     answers = [int(output.choices[0].content) for output in outputs]
     assert answers == [a + b - c for a, b, c in sums]
