@@ -13,8 +13,9 @@ constexpr int64_t kFew = 64;  // so many are sorted
 
 FieldOrder::FieldOrder(const Field& field, Scratch& scratch) : field_(field) {
   const auto room = static_cast<size_t>(field.count);
-  bins_ = scratch.bins.get(room);
   candidates_ = scratch.candidates.get(room);
+  if (field.count <= kFew) return;
+  bins_ = scratch.bins.get(room);
   // Where values are equal, or farther apart than a float tells, one bin holds them all.
   float bins_per_unit = (kBins - 1) / (field.best - field.lowest);
   if (!std::isfinite(bins_per_unit)) bins_per_unit = 0.0f;
@@ -29,6 +30,10 @@ FieldOrder::FieldOrder(const Field& field, Scratch& scratch) : field_(field) {
 }
 
 Crossing FieldOrder::find(int64_t mass) {
+  if (field_.count <= kFew) {
+    for (int64_t i = 0; i < field_.count; ++i) candidates_[i] = candidate(i);
+    return find_among(candidates_, field_.count, 0, mass);
+  }
   int64_t before = 0;
   int32_t bin = 0;
   while (before + masses_[bin] <= mass) before += masses_[bin++];
@@ -45,8 +50,7 @@ int64_t FieldOrder::gather(int32_t bin) {
     for (int64_t i = begin; i < end; ++i) any |= bins_[i] == bin;
     if (!any) continue;
     for (int64_t i = begin; i < end; ++i) {
-      if (bins_[i] != bin) continue;
-      candidates_[count++] = {order_key(field_.values[i], field_.ids[i]), field_.weights[i]};
+      if (bins_[i] == bin) candidates_[count++] = candidate(i);
     }
   }
   return count;

@@ -34,7 +34,7 @@ struct Crossing {
   int64_t mass;  // the sum up to this token, and with it
 };
 
-// Finds places in a field's order. The values are counted into bins of equal width, which are in
+// Finds places in a field's order. Many values are counted into bins of equal width, which are in
 // order among themselves; only the bin that holds the place is looked into.
 class FieldOrder {
  public:
@@ -56,11 +56,14 @@ class FieldOrder {
  private:
   static constexpr int kBins = 2048;
 
+  Candidate candidate(int64_t i) const {
+    return {order_key(field_.values[i], field_.ids[i]), field_.weights[i]};
+  }
   int64_t gather(int32_t bin);
   static Crossing find_among(Candidate* candidates, int64_t count, int64_t before, int64_t mass);
 
   const Field& field_;
-  int32_t* bins_;
+  int32_t* bins_ = nullptr;
   Candidate* candidates_;
   int64_t masses_[kBins];
 };
