@@ -156,7 +156,9 @@ void top_tokens(Worker& worker, const Logits& logits, const RowSlots& slots, int
       [&](int64_t number, const LogitRow& row, const RowState& state) {
         float* row_values = values + number * count;
         int64_t* row_ids = ids + number * count;
-        if (!std::isnan(state.best)) return best_tokens(row, count, row_values, row_ids);
+        if (!std::isnan(state.best)) {
+          return best_tokens(row, state.best, count, row_values, row_ids);
+        }
         std::fill(row_values, row_values + count, state.best);
         std::iota(row_ids, row_ids + count, int64_t{0});
       });

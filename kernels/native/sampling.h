@@ -13,7 +13,8 @@
 
 namespace pio {
 
-enum Fault : int64_t { kFaultNaN = -1, kFaultInfinity = -2, kFaultNoToken = -3 };
+// Why a row gives no token: `Fault` in api.py.
+constexpr int64_t kFaultNaN = -1, kFaultInfinity = -2, kFaultNoToken = -3;
 
 // See `Draw` in api.py; the order is that of its fields.
 struct Draw {

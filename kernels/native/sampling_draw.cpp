@@ -17,20 +17,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // In exponents: more than the polynomial of the weights is off.
 constexpr double kSlack = 1e-6;
 
-// The tokens of one row that may come: ids ascending, values beside them.
-struct Field {
-  float* values;
-  int32_t* ids;
-  int64_t count;
-};
-
 // One thread's memory, kept between steps.
 struct Scratch {
   KeptBuffer<float> values, copy;
   KeptBuffer<int32_t> ids;
   KeptBuffer<int64_t> weights;
   KeptBuffer<uint64_t> keys;
-  KeptBuffer<Candidate> candidates, spare;
+  FieldOrder::Scratch order;
 };
 
 Scratch& scratch() {
@@ -38,9 +31,10 @@ Scratch& scratch() {
   return kept;
 }
 
-Field collect_field(const LogitRow& row, float lowest) {
+// The tokens at `lowest` or above, without weights yet.
+Field collect_field(const LogitRow& row, float best, float lowest) {
   const auto room = static_cast<size_t>(row.num_tokens + kCollectSlack);
-  Field field{scratch().values.get(room), scratch().ids.get(room), 0};
+  Field field{scratch().values.get(room), scratch().ids.get(room), nullptr, 0, best, lowest};
   field.count = collect(row, lowest, field.values, field.ids);
   return field;
 }
@@ -80,7 +74,7 @@ int64_t drawn_mass(int64_t kept, double uniform) {
 // The `top_k` best tokens and all equals of the last; tokens without weight may be missing.
 Field top_k_field(const LogitRow& row, float best, double scale, int64_t top_k) {
   const float with_weight = logit_at(kWeightless, best, scale);
-  Field field = collect_field(row, std::max(below_the_best(row, top_k), with_weight));
+  Field field = collect_field(row, best, std::max(below_the_best(row, top_k), with_weight));
   if (field.count <= top_k) return field;
   const float kth = kth_largest(field.values, field.count, top_k);
   int64_t kept = 0;
@@ -90,6 +84,7 @@ Field top_k_field(const LogitRow& row, float best, double scale, int64_t top_k) 
     kept += field.values[i] >= kth ? 1 : 0;
   }
   field.count = kept;
+  field.lowest = kth;
   return field;
 }
 
@@ -101,7 +96,18 @@ Field nucleus_field(const LogitRow& row, float best, const Draw& draw, int64_t t
     const int64_t lightest = (total - top_p_limit(total, draw.top_p)) / row.num_tokens - 1;
     if (lightest > 0) reach = std::log2(static_cast<double>(lightest)) - kUnitBits - kSlack;
   }
-  return collect_field(row, logit_at(std::max(reach, draw.floor), best, draw.scale));
+  return collect_field(row, best, logit_at(std::max(reach, draw.floor), best, draw.scale));
+}
+
+// The mass of a field's tokens that min-p leaves, of `mass` in all.
+int64_t min_p_mass(const Field& field, const Draw& draw, int64_t mass) {
+  if (draw.floor == -std::numeric_limits<double>::infinity()) return mass;
+  int64_t left = 0;
+  for (int64_t i = 0; i < field.count; ++i) {
+    const bool stays = exponent_of(field.values[i], field.best, draw.scale) >= draw.floor;
+    left += stays ? field.weights[i] : 0;
+  }
+  return left;
 }
 
 int64_t draw_unfiltered(const LogitRow& row, float best, const Draw& draw, int64_t total) {
@@ -127,36 +133,26 @@ int64_t draw_token(const LogitRow& row, float best, const Draw& draw) {
   if (draw.top_k == 0) total = std::accumulate(row.masses, row.masses + row.num_blocks(), total);
   if (draw.unfiltered()) return draw_unfiltered(row, best, draw, total);
   const auto top_k = static_cast<int64_t>(draw.top_k);
-  const Field field = top_k == 0 ? nucleus_field(row, best, draw, total)
-                                 : top_k_field(row, best, draw.scale, top_k);
-  const auto room = static_cast<size_t>(field.count);
-  int64_t* weights = scratch().weights.get(room);
-  Candidate* candidates = scratch().candidates.get(room);
-  weigh(field.values, field.count, best, draw.scale, weights);
-  int64_t mass = 0, above_floor = 0;
-  for (int64_t i = 0; i < field.count; ++i) {
-    candidates[i] = {candidate_key(field.values[i], field.ids[i]), weights[i]};
-    mass += weights[i];
-    const bool above = exponent_of(field.values[i], best, draw.scale) >= draw.floor;
-    above_floor += above ? weights[i] : 0;
-  }
+  Field field = top_k == 0 ? nucleus_field(row, best, draw, total)
+                           : top_k_field(row, best, draw.scale, top_k);
+  field.weights = scratch().weights.get(static_cast<size_t>(field.count));
+  weigh(field.values, field.count, best, draw.scale, field.weights);
+  FieldOrder order(field, scratch().order);
   // Each filter leaves the beginning of the canonical order, so its mass tells all about it.
-  int64_t kept = above_floor;
-  Candidate* spare = scratch().spare.get(room);
+  const int64_t mass = std::accumulate(field.weights, field.weights + field.count, int64_t{0});
+  int64_t kept = min_p_mass(field, draw, mass);
   if (draw.top_p < 1.0) {
     const int64_t limit = top_p_limit(top_k == 0 ? total : mass, draw.top_p);
     // Where min-p leaves less, it decides.
-    if (limit <= kept) {
-      kept = std::min(kept, find_crossing(candidates, field.count, limit - 1, spare).mass);
-    }
+    if (limit <= kept) kept = std::min(kept, order.find(limit - 1).mass);
   }
-  return find_crossing(candidates, field.count, drawn_mass(kept, draw.uniform), spare).id;
+  return order.find(drawn_mass(kept, draw.uniform)).id;
 }
 
-void best_tokens(const LogitRow& row, int64_t count, float* values, int64_t* ids) {
-  const Field field = collect_field(row, below_the_best(row, count));
+void best_tokens(const LogitRow& row, float best, int64_t count, float* values, int64_t* ids) {
+  const Field field = collect_field(row, best, below_the_best(row, count));
   uint64_t* keys = scratch().keys.get(static_cast<size_t>(field.count));
-  for (int64_t i = 0; i < field.count; ++i) keys[i] = candidate_key(field.values[i], field.ids[i]);
+  for (int64_t i = 0; i < field.count; ++i) keys[i] = order_key(field.values[i], field.ids[i]);
   std::nth_element(keys, keys + count - 1, keys + field.count);
   std::sort(keys, keys + count);
   for (int64_t i = 0; i < count; ++i) {

@@ -14,6 +14,6 @@ int64_t best_token(const LogitRow& row, float best);
 int64_t draw_token(const LogitRow& row, float best, const Draw& draw);
 
 // The `count` best tokens in canonical order.
-void best_tokens(const LogitRow& row, int64_t count, float* values, int64_t* ids);
+void best_tokens(const LogitRow& row, float best, int64_t count, float* values, int64_t* ids);
 
 }  // namespace pio

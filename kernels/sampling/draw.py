@@ -14,7 +14,14 @@ from torch import Tensor
 
 from .api import Draw
 from .candidates import best_first, top_with_equals
-from .weights import UNIT_BITS, drawn_mass, exponents, top_p_limit, weights_of
+from .weights import (
+    UNIT_BITS,
+    drawn_mass,
+    exponents,
+    row_weights,
+    top_p_limit,
+    weights_of,
+)
 
 _MANY = 1024
 """More tokens than this are not sorted where the best of them may do."""
@@ -73,12 +80,13 @@ def draw_alone(logits_N: Tensor, draw: Draw) -> int:
     """A token of a row that few candidates cannot hold: no top-k, a large one, or many equals."""
     total_11 = None
     if draw.top_k == 0:
-        exponents_N = exponents(logits_N, logits_N.amax(), draw.scale)
-        weights_N = weights_of(exponents_N)
+        best = logits_N.amax()
+        weights_N = row_weights(logits_N, best, draw.scale)
         if draw.unfiltered:
             settings = DrawValues.of([draw], len(logits_N), logits_N.device)
             return int(pick(weights_N.unsqueeze(0), settings.uniform))
         total_11 = weights_N.sum().view(1, 1)
+        exponents_N = exponents(logits_N, best, draw.scale)
         values_1K, ids_1K = _passing(logits_N, exponents_N, weights_N, draw, int(total_11))
     else:
         # Banned tokens, at minus infinity, have no weight however many belong to the k best.

@@ -22,7 +22,7 @@ from .blocks import block_maxima
 from .candidates import best_tokens, top_candidates, top_with_equals
 from .draw import DrawValues, draw_alone, has_hidden_ties, kept_weights, pick
 from .edits import apply_edit, find_faults
-from .weights import LOG2_E, exponents, log_sum_of, weights_of
+from .weights import LOG2_E, log_sum_of, row_weights
 
 _CANDIDATE_COUNTS = (32, 128, 1088)
 """How many candidates rows with a top-k are drawn among; the least that is ``_MARGIN`` over k."""
@@ -57,7 +57,7 @@ class TorchSampling:
         """
         best_R = block_maxima(logits_RV, num_tokens).amax(1)
         totals = [
-            weights_of(exponents(logits_V[:num_tokens], best, LOG2_E)).sum()
+            row_weights(logits_V[:num_tokens], best, LOG2_E).sum()
             for logits_V, best in zip(logits_RV, best_R, strict=True)
         ]
         return log_sum_of(best_R, torch.stack(totals)) if totals else best_R.double()

@@ -25,6 +25,9 @@ UNIT_BITS = 44
 VANISHING = -64.0
 """Exponents are not taken lower; every weight below 2 ** -45 of the best one's is 0."""
 
+_CACHED = 1 << 15
+"""So many numbers pass all steps at once on a CPU: they and the steps' outcomes fit its caches."""
+
 _TO_WHOLE = 1.5 * 2.0**52
 """Added, it rounds a number to a whole one, which then stands in its low bits."""
 
@@ -44,6 +47,17 @@ _POWER = (
 def exponents(values: Tensor, best: Tensor, scale: Tensor | float) -> Tensor:
     """Exponents of 2 of float32 logits, float64: 0 for ``best`` itself, and below it for others."""
     return (values.double() - best.double()).mul_(scale)
+
+
+def row_weights(logits_N: Tensor, best: Tensor, scale: float) -> Tensor:
+    """Weights of all tokens of one row, int64 [N]."""
+    if logits_N.device.type != "cpu" or len(logits_N) <= _CACHED:
+        return weights_of(exponents(logits_N, best, scale))
+    weights_N = torch.empty(len(logits_N), dtype=torch.int64)
+    for begin in range(0, len(logits_N), _CACHED):
+        part = slice(begin, begin + _CACHED)
+        weights_N[part] = weights_of(exponents(logits_N[part], best, scale))
+    return weights_N
 
 
 def weights_of(exponents: Tensor) -> Tensor:
