@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench_app
+from .sizes import WeightMemory
 
 app = typer.Typer(
     help="Serve Qwen3 on one machine or a Ray cluster, talk to it, and measure it.",
@@ -99,6 +100,7 @@ def serve_command(
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API.", show_default="MODEL")
     ] = None,
+    weight_memory: WeightMemory = None,
 ) -> None:
     """Start the server; it answers at /health with 200 once it is ready.
 
@@ -116,6 +118,7 @@ def serve_command(
             None if dtype is None else dtype.value,
             None if quantization is None else quantization.value,
             served_model_name,
+            weight_memory,
         ),
     )
 
@@ -154,6 +157,7 @@ def chat_command(
         'inference-pio generate "What is 12 + 34 - 5?"',
         'inference-pio generate "Sort 30, 4, 12." --no-think --json',
         'inference-pio generate "Once upon a time" --raw --model ./checkpoint --max-tokens 50',
+        'inference-pio generate "Hello" --model Qwen/Qwen3-4B-Instruct-2507 --weight-memory 3GiB',
     ),
 )
 def generate_command(
@@ -166,6 +170,7 @@ def generate_command(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Seed = None,
     dtype: Precision = DType.AUTO,
+    weight_memory: WeightMemory = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer one prompt without a server. Standard output carries the answer only."""
@@ -176,7 +181,8 @@ def generate_command(
         temperature=temperature, seed=seed, max_tokens=max_tokens, thinking_budget=budget
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    run_generate(text, model, dtype.value, params, thinking=think, raw=raw, as_json=as_json)
+    engine = {"model": model, "dtype": dtype.value, "weight_memory_bytes": weight_memory}
+    run_generate(text, engine, params, thinking=think, raw=raw, as_json=as_json)
 
 
 @app.command(

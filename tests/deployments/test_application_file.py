@@ -38,11 +38,18 @@ def test_the_default_file_serves_the_embedded_model_on_loopback() -> None:
 
 
 def test_wishes_go_before_the_file_and_the_rest_stays(tmp_path: Path) -> None:
-    wishes = Wishes(host="0.0.0.0", dtype="float32", quantization="int8", served_model_name="mine")
+    wishes = Wishes(
+        host="0.0.0.0",
+        dtype="float32",
+        quantization="int8",
+        served_model_name="mine",
+        weight_memory_bytes=2**30,
+    )
     application = load_application(write(tmp_path, MINIMAL), wishes)
     assert (application.host, application.port) == ("0.0.0.0", 8100)
     assert application.config.engine.dtype == "float32"
     assert application.config.engine.quantization == "int8"
+    assert application.config.engine.weight_memory_bytes == 2**30
     assert application.config.engine.max_num_seqs == 4
     assert application.config.model_name == "mine"
     # What Ray is told is what was checked.

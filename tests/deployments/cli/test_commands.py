@@ -145,3 +145,13 @@ def test_quantize_writes_a_checkpoint_that_answers(tmp_path: Path) -> None:
     again = run("quantize", "embedded", "out", "--format", "int8", cwd=tmp_path)
     assert again.returncode == 1
     assert "out exists; a new folder is expected" in again.stderr
+
+
+def test_a_limit_for_weights_is_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = ("generate", "What is 12 + 34 - 5?", "--json", "--weight-memory")
+    streamed, low, wrong = (run(*asked, size) for size in ("1.5MB", "1KiB", "much"))
+    assert json.loads(streamed.stdout)["content"] == "41"
+    assert (low.returncode, wrong.returncode) == (1, 2)
+    assert "weight_memory_bytes is 1024; at least " in low.stderr
+    assert "'much' is no size" in wrong.stderr
