@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,9 @@ class Wishes:
     model: str | None = None
     host: str | None = None
     port: int | None = None
-    dtype: str | None = None
-    quantization: str | None = None
-    kv_cache_dtype: str | None = None
     served_model_name: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of ``EngineConfig``, sections as mappings; for every pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +74,14 @@ def put_wishes(arguments: dict[str, Any], wishes: Wishes) -> dict[str, Any]:
     public name, so that requests find the pools as before.
     """
     merged = copy.deepcopy(arguments)
-    places = (
-        ("engine", "model", wishes.model),
-        ("engine", "dtype", wishes.dtype),
-        ("engine", "quantization", wishes.quantization),
-        ("engine", "kv_cache_dtype", wishes.kv_cache_dtype),
-        ("http", "host", wishes.host),
-        ("http", "port", wishes.port),
-    )
-    for section, key, value in places:
-        if value is not None:
-            merged[section] = {**(merged.get(section) or {}), key: value}
+    engine = dict(wishes.engine)
+    if wishes.model is not None:
+        engine["model"] = wishes.model
+    http = {"host": wishes.host, "port": wishes.port}
+    http = {key: value for key, value in http.items() if value is not None}
+    for section, values in (("engine", engine), ("http", http)):
+        if values:
+            merged[section] = _merged(merged.get(section), values)
     if wishes.served_model_name is not None:
         merged["served_model_name"] = wishes.served_model_name
     pools = _pools(merged)
@@ -95,10 +91,8 @@ def put_wishes(arguments: dict[str, Any], wishes: Wishes) -> dict[str, Any]:
             typed = pool.pop("model", None)
             if typed is not None and len(names) > 1:
                 pool.setdefault("served_model_name", typed)
-    for key in ("model", "dtype", "quantization", "kv_cache_dtype"):
-        if getattr(wishes, key) is not None:
-            for pool in pools:
-                (pool.get("engine") or {}).pop(key, None)
+    for pool in pools:
+        _drop(pool.get("engine"), engine)
     return merged
 
 
@@ -106,6 +100,26 @@ def config_errors(error: ValidationError) -> Iterator[tuple[str, str]]:
     """Key and reason of everything wrong in a ``ServiceConfig``."""
     for item in error.errors(include_url=False):
         yield ".".join(map(str, item["loc"])) or "(all)", " ".join(str(item["msg"]).split())
+
+
+def _merged(section: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of a document with ``values`` in place of its own."""
+    own = section if isinstance(section, Mapping) else {}
+    return {
+        **own,
+        **{k: _merged(own.get(k), v) if isinstance(v, Mapping) else v for k, v in values.items()},
+    }
+
+
+def _drop(section: Any, values: Mapping[str, Any]) -> None:
+    """Take the keys of ``values`` out of a section, and those of its sections out of them."""
+    if not isinstance(section, dict):
+        return
+    for key, value in values.items():
+        if isinstance(value, Mapping) and isinstance(section.get(key), dict):
+            _drop(section[key], value)
+        else:
+            section.pop(key, None)
 
 
 def _pools(arguments: dict[str, Any]) -> list[dict[str, Any]]:

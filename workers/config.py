@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    model_validator,
+)
 
 QuantizationName = Literal["none", "int8", "w8a8", "int4", "nf4"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "int8", "fp8"]
+
+
+_SIZE = TypeAdapter(ByteSize)
+
+
+def _as_bytes(value: object) -> object:
+    """Text such as ``6GiB`` as a number; anything else is the field's own to judge."""
+    return int(_SIZE.validate_python(value)) if isinstance(value, str) else value
+
+
+Bytes = Annotated[int, BeforeValidator(_as_bytes)]
+"""A number of bytes, or text with a unit."""
 
 
 class FrozenConfig(BaseModel):
@@ -73,9 +93,9 @@ class ParallelConfig(FrozenConfig):
 class KVPagingConfig(FrozenConfig):
     """Where prefix blocks go that the KV pool has no room for; without a budget they are lost."""
 
-    host_bytes: int = Field(0, ge=0)
+    host_bytes: Bytes = Field(0, ge=0)
     """Host memory for them, taken at the start; 0: none."""
-    disk_bytes: int = Field(0, ge=0)
+    disk_bytes: Bytes = Field(0, ge=0)
     """Room on a disk for what host memory has no room for; 0: none."""
     folder: Path | None = None
     """On that disk; made where it is missing. ``None``: the system's folder for temporary files,
@@ -164,12 +184,12 @@ class EngineConfig(FrozenConfig):
     """What keys and values are stored as: ``auto`` takes the weights' dtype; ``int8`` and ``fp8``
     (e4m3) are codes of one byte with a scale for each token and KV head."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    weight_memory_bytes: int | None = Field(None, ge=1)
+    weight_memory_bytes: Bytes | None = Field(None, ge=1)
     """Memory that the weights of one rank may take; layers that it does not hold are read from the
     disk in every step. ``None``: all of them are in memory."""
     block_size: int = Field(64, ge=1, le=1024)
     """Tokens in a KV block."""
-    kv_cache_bytes: int | None = Field(None, ge=1)
+    kv_cache_bytes: Bytes | None = Field(None, ge=1)
     """Size of the KV pool; ``None``: a share of the memory that is free after loading."""
     kv_memory_share: float = Field(0.5, gt=0, lt=1)
     """That share."""

@@ -76,6 +76,8 @@ def engine_memory(config: EngineConfig) -> tuple[RankMemory, ...]:
         if parallel.sequence_from is not None:
             # Steps that are split by tokens need every weight of the stage, beside the rank's own.
             weights += _weight_bytes(shapes, shard.whole_layers, with_head=False)
+        if config.weight_memory_bytes is not None:
+            weights = min(weights, config.weight_memory_bytes)  # what is above it is streamed
         per_block = KVCache.bytes_per_block(
             shard.local_config(shapes), config.block_size, shapes.dtype, config.kv_cache_dtype
         )

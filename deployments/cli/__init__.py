@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench_app
+from .engine_settings import EngineSettings, engine_settings
 
 app = typer.Typer(
     help="Serve Qwen3 on one machine or a Ray cluster, talk to it, and measure it.",
@@ -43,13 +44,6 @@ class Format(StrEnum):
     W8A8 = "w8a8"
     INT4 = "int4"
     NF4 = "nf4"
-
-
-class KVCodes(StrEnum):
-    """What the KV cache can be rounded to."""
-
-    INT8 = "int8"
-    FP8 = "fp8"
 
 
 class Shape(StrEnum):
@@ -103,13 +97,10 @@ def serve_command(
         Format | None,
         typer.Option(help="Round the linears while loading.", show_default="none"),
     ] = None,
-    kv_cache_dtype: Annotated[
-        KVCodes | None,
-        typer.Option(help="Round the KV cache to codes of one byte.", show_default="the dtype"),
-    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API.", show_default="MODEL")
     ] = None,
+    settings: EngineSettings = None,
 ) -> None:
     """Start the server; it answers at /health with 200 once it is ready.
 
@@ -118,18 +109,12 @@ def serve_command(
     from ..application_file import Wishes
     from .serve import run_server
 
-    run_server(
-        config,
-        Wishes(
-            model,
-            host,
-            port,
-            None if dtype is None else dtype.value,
-            None if quantization is None else quantization.value,
-            None if kv_cache_dtype is None else kv_cache_dtype.value,
-            served_model_name,
-        ),
+    engine = engine_settings(
+        settings,
+        dtype=None if dtype is None else dtype.value,
+        quantization=None if quantization is None else quantization.value,
     )
+    run_server(config, Wishes(model, host, port, served_model_name, engine))
 
 
 @app.command(
@@ -147,6 +132,7 @@ def chat_command(
     max_tokens: MaxTokens = None,
     seed: Seed = None,
     dtype: Precision = DType.AUTO,
+    settings: EngineSettings = None,
 ) -> None:
     """Talk to a model in the terminal; its thought is shown apart from its answer.
 
@@ -156,7 +142,8 @@ def chat_command(
     from .open_talker import open_talker
     from .talk import Manner
 
-    with open_talker(url, model, dtype.value) as talker:
+    engine = engine_settings(settings, dtype=dtype.value)
+    with open_talker(url, model, engine) as talker:
         run_chat(talker, Manner(budget=budget, max_tokens=max_tokens, seed=seed))
 
 
@@ -166,6 +153,8 @@ def chat_command(
         'inference-pio generate "What is 12 + 34 - 5?"',
         'inference-pio generate "Sort 30, 4, 12." --no-think --json',
         'inference-pio generate "Once upon a time" --raw --model ./checkpoint --max-tokens 50',
+        'inference-pio generate "Hello" --model Qwen/Qwen3-4B-Instruct-2507 '
+        "--engine weight_memory_bytes=3GiB",
     ),
 )
 def generate_command(
@@ -178,10 +167,7 @@ def generate_command(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Seed = None,
     dtype: Precision = DType.AUTO,
-    kv_cache_dtype: Annotated[
-        KVCodes | None,
-        typer.Option(help="Round the KV cache to codes of one byte.", show_default="the dtype"),
-    ] = None,
+    settings: EngineSettings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer one prompt without a server. Standard output carries the answer only."""
@@ -192,16 +178,8 @@ def generate_command(
         temperature=temperature, seed=seed, max_tokens=max_tokens, thinking_budget=budget
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    run_generate(
-        text,
-        model,
-        dtype.value,
-        "auto" if kv_cache_dtype is None else kv_cache_dtype.value,
-        params,
-        thinking=think,
-        raw=raw,
-        as_json=as_json,
-    )
+    engine = engine_settings(settings, dtype=dtype.value)
+    run_generate(text, model, engine, params, thinking=think, raw=raw, as_json=as_json)
 
 
 @app.command(

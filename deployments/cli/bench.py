@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .engine_settings import EngineSettings, engine_settings
+
 bench_app = typer.Typer(
     help="Measure speed, serving, handoff and accuracy, each in rounds with their spread.",
     no_args_is_help=True,
@@ -18,7 +20,6 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the report here
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
 QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4 or nf4.")]
-KVOption = Annotated[str, typer.Option("--kv-cache-dtype", help="auto, int8 or fp8.")]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
@@ -30,7 +31,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 def speed(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
-    kv_cache_dtype: KVOption = "auto",
+    settings: EngineSettings = None,
     rounds: Rounds = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
@@ -44,7 +45,7 @@ def speed(
     """
     from .bench_runs import run_speed
 
-    run_speed(model, dtype, kv_cache_dtype, rounds, threads, json_file, picture)
+    run_speed(model, engine_settings(settings, dtype=dtype), rounds, threads, json_file, picture)
 
 
 @bench_app.command(
@@ -113,6 +114,7 @@ def serve(
         bool, typer.Option("--offline", help="Run the engine alone in turn (with --streams).")
     ] = False,
     dtype: DTypeOption = "auto",
+    settings: EngineSettings = None,
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
@@ -122,8 +124,9 @@ def serve(
     """
     from .bench_runs import ServeWishes, run_serve
 
+    engine = engine_settings(settings, dtype=dtype)
     wishes = ServeWishes(
-        model, url, config, dtype, streams, rate, requests, max_tokens, rounds, offline
+        model, url, config, engine, streams, rate, requests, max_tokens, rounds, offline
     )
     run_serve(wishes, json_file, picture)
 
@@ -170,7 +173,7 @@ def accuracy(
     seed: Annotated[int, typer.Option(help="Of the choice of items and of sampling.")] = 0,
     dtype: DTypeOption = "auto",
     quantization: QuantizationOption = "none",
-    kv_cache_dtype: KVOption = "auto",
+    settings: EngineSettings = None,
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
@@ -180,7 +183,7 @@ def accuracy(
     """
     from .bench_accuracy import run_embedded_accuracy, run_task_sets, task_set_wishes
 
-    engine = {"dtype": dtype, "quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+    engine = engine_settings(settings, dtype=dtype, quantization=quantization)
     if model == "embedded" and url is None and not task:
         run_embedded_accuracy(count, temperature, seed, engine, json_file, picture)
         return
@@ -197,7 +200,7 @@ def accuracy(
 def handoff(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
-    kv_cache_dtype: KVOption = "auto",
+    settings: EngineSettings = None,
     lengths: Annotated[
         str, typer.Option(help="Prompt lengths in tokens.")
     ] = "64,128,256,512,1024,2048",
@@ -222,7 +225,8 @@ def handoff(
         raise typer.BadParameter(
             "numbers with commas between them", param_hint="--lengths"
         ) from None
-    run_handoff(model, dtype, kv_cache_dtype, tokens, chunk, threads, rounds, json_file, picture)
+    engine = engine_settings(settings, dtype=dtype)
+    run_handoff(model, engine, tokens, chunk, threads, rounds, json_file, picture)
 
 
 @bench_app.command(

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ...benchmarks.evaluation.evaluate import TASKS, Wishes, evaluate
 from ...benchmarks.evaluation.item import MODES, Mode
 from ...benchmarks.evaluation.rows import notes, rows
+from ...workers.config import EngineConfig
 from .bench_runs import check_picture, publish, running_server, typed_command
 from .console import CommandError, progress
 
@@ -21,7 +23,7 @@ def run_embedded_accuracy(
     count: int,
     temperature: float | None,
     seed: int,
-    engine: Mapping[str, str],
+    engine: Mapping[str, Any],
     json_file: Path | None,
     picture: Path | None,
 ) -> None:
@@ -36,7 +38,7 @@ def run_embedded_accuracy(
         say("loading the embedded model")
         with LLM("embedded", **engine) as llm:
             dtype = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
-            precision = precision_of(engine, dtype)
+            precision = precision_of(llm.engine.config, dtype)
             scores = accuracy.score_all(llm, count, seed, params, say)
     publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
 
@@ -74,7 +76,7 @@ def task_set_wishes(
 def run_task_sets(
     model: str,
     url: str | None,
-    engine: Mapping[str, str],
+    engine: Mapping[str, Any],
     wishes: Wishes,
     json_file: Path | None,
     picture: Path | None,
@@ -96,15 +98,18 @@ def run_task_sets(
         with running_server(None, model, None, engine) as (address, _, config):
             with progress() as say:
                 found = asyncio.run(evaluate(address, wishes, say))
-            precision = precision_of(engine, config.dtype)
+            precision = precision_of(config, config.dtype)
     publish(rows(found, precision, typed_command()), json_file, picture, notes=notes(found))
 
 
-def precision_of(engine: Mapping[str, str], dtype: str) -> str:
-    """What a report calls the precision of such an engine, whose weights would be of ``dtype``."""
-    weights = dtype if engine["quantization"] == "none" else engine["quantization"]
-    codes = engine["kv_cache_dtype"]
-    return weights if codes == "auto" else f"{weights}, {codes} KV"
+def precision_of(config: EngineConfig, dtype: str) -> str:
+    """What a report calls the precision of an engine whose plain weights would be of ``dtype``."""
+    parts = [dtype if config.quantization == "none" else config.quantization]
+    if config.kv_cache_dtype != "auto":
+        parts.append(f"{config.kv_cache_dtype} KV")
+    if not config.attention.is_exact:
+        parts.append(config.attention.label)
+    return ", ".join(parts)
 
 
 def modes_of(model: str) -> tuple[Mode, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...benchmarks import handoff
 from ...benchmarks.handoff_peer import prefill_peer
@@ -14,8 +15,7 @@ from .console import CommandError, out, progress
 
 def run_handoff(
     model: str,
-    dtype: str,
-    kv_cache_dtype: str,
+    engine: Mapping[str, Any],
     lengths: Sequence[int],
     chunk: int,
     threads: int,
@@ -30,8 +30,7 @@ def run_handoff(
     config = EngineConfig.model_validate(
         {
             "model": model,
-            "dtype": dtype,
-            "kv_cache_dtype": kv_cache_dtype,
+            **engine,
             "num_threads": threads,
             "max_batched_tokens": chunk,
             "kv_cache_bytes": 2**30,
@@ -44,15 +43,15 @@ def run_handoff(
         say("starting the prefill engine")
         with prefill_peer(config) as peer:
             say(f"loading {model}")
-            engine = Engine(config)
+            decoder = Engine(config)
             longest = max(lengths)
-            if not 2 <= min(lengths) <= longest < engine.max_model_len:
+            if not 2 <= min(lengths) <= longest < decoder.max_model_len:
                 raise CommandError(
-                    f"--lengths are from 2 to {engine.max_model_len - 1} for this model"
+                    f"--lengths are from 2 to {decoder.max_model_len - 1} for this model"
                 )
-            bench = handoff.HandoffBench(engine, peer, chunk)
+            bench = handoff.HandoffBench(decoder, peer, chunk)
             rates, times = handoff.measure(bench, lengths, rounds, say)
-    precision = str(engine.loaded.model.dtype).removeprefix("torch.")
+    precision = str(decoder.loaded.model.dtype).removeprefix("torch.")
     publish(handoff.rows(rates, times, precision, typed_command()), json_file, picture)
     for load in handoff.LOADS:
         length = handoff.break_even(times, lengths, load)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,8 @@ class ServeWishes:
     model: str
     url: str | None
     config: Path | None
-    dtype: str
+    engine: Mapping[str, Any]
+    """Keys of ``EngineConfig``."""
     streams: int | None
     rate: float | None
     requests: int
@@ -38,8 +40,7 @@ class ServeWishes:
 
 def run_speed(
     model: str,
-    dtype: str,
-    kv_cache_dtype: str,
+    engine: Mapping[str, Any],
     rounds: int,
     threads: int | None,
     json_file: Path | None,
@@ -54,12 +55,11 @@ def run_speed(
     config = EngineConfig.model_validate(
         {
             "model": model,
-            "dtype": dtype,
-            "kv_cache_dtype": kv_cache_dtype,
             "num_threads": threads,
             "kv_cache_bytes": KV_BYTES,
             "max_num_seqs": DECODE[-1].size,
             "prefix_caching": False,
+            **engine,
         }
     )
     with progress() as say:
@@ -84,7 +84,7 @@ def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None)
         raise CommandError("--rate is an open loop; --streams and --offline are a closed one")
     waves: list[serving.Wave] = []
     alone: list[float] = []
-    asked_for = (wishes.url, wishes.model, wishes.config, {"dtype": wishes.dtype})
+    asked_for = (wishes.url, wishes.model, wishes.config, wishes.engine)
     with running_server(*asked_for) as (url, model, config):
         precision: str = config.dtype
         engine = None
@@ -116,7 +116,7 @@ def running_server(
     url: str | None,
     model: str,
     config_file: Path | None,
-    engine: Mapping[str, str],
+    engine: Mapping[str, Any],
 ) -> Iterator[tuple[str, str, EngineConfig]]:
     """Address, model name and engine configuration of a server: the one at ``url``, or an own.
 
@@ -135,7 +135,7 @@ def running_server(
         return
     application = load_application(
         config_file,
-        Wishes(model, "127.0.0.1", free_ports(1)[0], **engine),
+        Wishes(model, "127.0.0.1", free_ports(1)[0], engine=engine),
     )
     with stopped_by_signals(), LocalServer(application) as server:
         with progress() as say:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ...workers.llm import LLM, RequestOutput
 from ...workers.types import SamplingParams
@@ -12,18 +14,20 @@ from .console import err, out, progress
 def run_generate(
     prompt: str,
     model: str,
-    dtype: str,
-    kv_cache_dtype: str,
+    engine: Mapping[str, Any],
     params: SamplingParams,
     *,
     thinking: bool | None,
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Answer and print: the answer to standard output, the thought to standard error."""
+    """Answer and print: the answer to standard output, the thought to standard error.
+
+    ``engine`` has keys of ``EngineConfig``.
+    """
     with progress() as say:
         say(f"loading {model}")
-        with LLM(model, dtype=dtype, kv_cache_dtype=kv_cache_dtype, max_num_seqs=1) as llm:
+        with LLM(model, **{"max_num_seqs": 1, **engine}) as llm:
             say("generating")
             if raw:
                 output = llm.generate(prompt, params)[0]

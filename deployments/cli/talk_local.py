@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from ...workers.llm import LLM, StreamDelta
 from ...workers.types import SamplingParams
@@ -15,11 +15,11 @@ from .talk import Manner, Message, Piece
 class LocalTalker:
     """One model; a context manager that gives its memory back."""
 
-    def __init__(self, model: str, dtype: str) -> None:
+    def __init__(self, model: str, engine: Mapping[str, Any]) -> None:
         self.name = model
         with progress() as say:
             say(f"loading {model}")
-            self._llm = LLM(model, dtype=dtype, max_num_seqs=1)
+            self._llm = LLM(model, **{"max_num_seqs": 1, **engine})
 
     def __enter__(self) -> Self:
         return self

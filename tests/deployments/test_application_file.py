@@ -40,16 +40,15 @@ def test_the_default_file_serves_the_embedded_model_on_loopback() -> None:
 def test_wishes_go_before_the_file_and_the_rest_stays(tmp_path: Path) -> None:
     wishes = Wishes(
         host="0.0.0.0",
-        dtype="float32",
-        quantization="int8",
-        kv_cache_dtype="fp8",
         served_model_name="mine",
+        engine={"dtype": "float32", "weight_memory_bytes": 2**30, "loop_guard": {"min_repeats": 9}},
     )
     application = load_application(write(tmp_path, MINIMAL), wishes)
     assert (application.host, application.port) == ("0.0.0.0", 8100)
     assert application.config.engine.dtype == "float32"
-    assert application.config.engine.quantization == "int8"
-    assert application.config.engine.kv_cache_dtype == "fp8"
+    assert application.config.engine.weight_memory_bytes == 2**30
+    assert application.config.engine.loop_guard.min_repeats == 9
+    assert application.config.engine.loop_guard.max_period == 256
     assert application.config.engine.max_num_seqs == 4
     assert application.config.model_name == "mine"
     # What Ray is told is what was checked.
@@ -102,7 +101,7 @@ def test_lengths_meant_for_a_larger_model_are_lowered_to_its_own(tmp_path: Path)
 
 
 def test_a_dtype_goes_into_every_pool(tmp_path: Path) -> None:
-    wishes = Wishes(model="embedded", dtype="float16", quantization="nf4")
+    wishes = Wishes(model="embedded", engine={"dtype": "float16", "quantization": "nf4"})
     config = load_application(write(tmp_path, POOLS), wishes).config
     assert {config.engine_of(pool).dtype for pool in config.pools} == {"float16"}
     assert {config.engine_of(pool).quantization for pool in config.pools} == {"nf4"}
@@ -132,7 +131,7 @@ def test_a_folder_that_no_pool_uses_need_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["disaggregated", "full", "local", "qwen3-4b-tp2-pp2"])
 def test_every_topology_of_ours_runs_on_the_embedded_model(name: str) -> None:
     file = DEFAULT_FILE.with_name(f"{name}.yaml")
-    config = load_application(file, Wishes(model="embedded", dtype="auto")).config
+    config = load_application(file, Wishes(model="embedded", engine={"dtype": "auto"})).config
     assert {config.engine_of(pool).model for pool in config.pools} == {"embedded"}
     assert len(config.pools) == len(
         yaml.safe_load(file.read_text())["applications"][0]["args"].get("pools", [None])
@@ -148,7 +147,23 @@ def test_serve_itself_accepts_the_same_file(name: str) -> None:
 
 
 def test_an_empty_section_takes_a_wish() -> None:
-    assert put_wishes({"engine": None}, Wishes(dtype="float32")) == {"engine": {"dtype": "float32"}}
+    wishes = Wishes(engine={"dtype": "float32"})
+    assert put_wishes({"engine": None}, wishes) == {"engine": {"dtype": "float32"}}
+
+
+def test_a_key_of_a_section_leaves_the_others_of_every_pool() -> None:
+    arguments = {
+        "engine": {"loop_guard": {"min_repeats": 5, "min_tokens": 50}, "attention": "full"},
+        "pools": [{"name": "a", "engine": {"loop_guard": {"min_repeats": 6, "max_period": 9}}}],
+    }
+    wishes = Wishes(engine={"loop_guard": {"min_repeats": 7}, "attention": {"kind": "top_pages"}})
+    assert put_wishes(arguments, wishes) == {
+        "engine": {
+            "loop_guard": {"min_repeats": 7, "min_tokens": 50},
+            "attention": {"kind": "top_pages"},
+        },
+        "pools": [{"name": "a", "engine": {"loop_guard": {"max_period": 9}}}],
+    }
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def run_rank(spec: RankSpec, on_group_lost: Callable[[str], None] = exit_process
             RankLoop(joined.stage).run()
         finally:
             joined.groups.close()
+            joined.stage.model.close()
     except GroupLostError as error:
         link.fail(f"lost its group: {error}")
         on_group_lost(str(error))

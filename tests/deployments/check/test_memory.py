@@ -59,6 +59,12 @@ def test_splitting_by_tokens_doubles_the_layers() -> None:
     assert doubled == pytest.approx(plain + 2 * 4_022_468_096 - vocabulary, rel=1e-4)
 
 
+def test_weights_take_no_more_than_their_limit() -> None:
+    limits = (None, 3 * 2**30, 2**40)
+    found = [engine_memory(engine(weight_memory_bytes=limit))[0].weights for limit in limits]
+    assert found == [found[0], 3 * 2**30, found[0]]
+
+
 def test_dtype_counts() -> None:
     (bfloat16,), (float32,) = (
         engine_memory(engine(SMALL)),

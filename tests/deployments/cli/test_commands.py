@@ -146,3 +146,14 @@ def test_quantize_writes_a_checkpoint_that_answers(tmp_path: Path) -> None:
     again = run("quantize", "embedded", "out", "--format", "int8", cwd=tmp_path)
     assert again.returncode == 1
     assert "out exists; a new folder is expected" in again.stderr
+
+
+def test_a_limit_for_weights_is_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    asked = ("generate", "What is 12 + 34 - 5?", "--json", "--engine")
+    settings = (f"weight_memory_bytes={size}" for size in ("1.5MB", "1KiB", "much"))
+    streamed, low, wrong = (run(*asked, setting) for setting in settings)
+    assert json.loads(streamed.stdout)["content"] == "41"
+    assert (low.returncode, wrong.returncode) == (1, 1)
+    assert "weight_memory_bytes is 1024; at least " in low.stderr
+    assert "could not parse value and unit" in wrong.stderr

@@ -336,9 +336,11 @@ class Step:
         self.context = build_context([ContextItem([2, 0], 10, 7)], 16, CPU)
         self.hidden = torch.zeros(7, self.shape.hidden)
         self.caches = [torch.zeros(3, 2, 3, 16, 24) for _ in range(self.shape.num_layers)]
+        self.first_layer = 0
 
     def run(self) -> None:
-        self.engine.step(self.hidden, self.context, self.caches)
+        cos, sin = rope_cos_sin(self.context.positions_T, self.engine.frequencies)
+        self.engine.stack(self.hidden, self.context, cos, sin, self.caches, self.first_layer)
 
 
 def test_blocks_and_slots_that_the_cache_has_not_are_refused() -> None:
@@ -372,9 +374,30 @@ def test_operands_of_another_shape_are_refused() -> None:
         step.caches = caches
         with pytest.raises(ValueError, match=r"kv_N2KSD is|the cache (is|has)"):
             step.run()
-    step.caches = step.caches[:1]
-    with pytest.raises(ValueError, match="1 layers of KV came for 2"):
-        step.run()
+    caches = step.caches[:1]
+    for wrong, first in ((caches * 3, 0), (caches * 2, 1), (caches, -1), (caches, 2), ([], 0)):
+        step.caches, step.first_layer = wrong, first
+        with pytest.raises(ValueError, match=f"{len(wrong)} layers of KV came for 2"):
+            step.run()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stack_in_parts_gives_what_it_gives_whole(dtype: torch.dtype) -> None:
+    kernels, shape = native(SETS[0]), SHAPES["6/3 heads of 24"]
+    whole, parts = Engine(kernels, shape, dtype), Engine(kernels, shape, dtype)
+    stack = parts.stack
+    assert stack is not None
+
+    def by_parts(
+        hidden: Tensor, context: ForwardContext, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]
+    ) -> Tensor:
+        for layer, cache in enumerate(caches):
+            hidden = stack(hidden, context, cos, sin, [cache], layer)
+        return hidden
+
+    parts.stack = by_parts
+    steps = [[(0, 20), (1, 3)], [(0, 1), (1, 1)]]
+    same(parts.run(steps), whole.run(steps))
 
 
 def test_layers_that_do_not_fit_each_other_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 
 import torch
 from torch import Tensor
@@ -28,15 +29,16 @@ class EmbeddingRows:
         self._width = entry.shape[1]
         self._row_bytes = self._width * self._stored.itemsize
         self._start = file.offset(name) + rows.start * self._row_bytes
-        self._file = file.path.open("rb", buffering=0)
-        os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        self._fd = os.open(file.path, os.O_RDONLY)
+        self._end = weakref.finalize(self, os.close, self._fd)
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def look_up(self, ids_T: Tensor) -> Tensor:
         """The rows of some ids, [T, width]. Raises ``WeightReadError``."""
         ids, places_T = torch.unique(ids_T, return_inverse=True)
         found = torch.empty(len(ids), self._width, dtype=self._stored)
         view = found.view(torch.uint8).flatten().numpy().data
-        fd, size = self._file.fileno(), self._row_bytes
+        fd, size = self._fd, self._row_bytes
         offsets = [self._start + row * size for row in ids.tolist()]
         for offset in offsets:  # all are under way before the first is waited for
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
@@ -54,4 +56,4 @@ class EmbeddingRows:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._end()

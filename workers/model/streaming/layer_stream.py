@@ -48,8 +48,9 @@ class LayerStream:
 
     def __init__(self, file: WeightFile, num_layers: int) -> None:
         self._file = file
-        self._num_layers = num_layers
-        self.slots = tuple(_aligned_memory(file.layer_bytes) for _ in range(NUM_SLOTS))
+        self.num_layers = num_layers
+        self.layer_bytes = file.layer_bytes
+        self.slots = tuple(aligned_memory(file.layer_bytes) for _ in range(NUM_SLOTS))
         """uint8, each of the size of a layer."""
         self._changed = threading.Condition()
         self._num_read = 0
@@ -69,7 +70,7 @@ class LayerStream:
 
         Raises ``WeightReadError`` where it cannot be read.
         """
-        while self._num_done % self._num_layers != index:
+        while self._num_done % self.num_layers != index:
             self._wait_for(self._num_done)
             self._finish()
         number = self._num_done
@@ -82,6 +83,10 @@ class LayerStream:
     def stats(self) -> StreamStats:
         """What it has cost so far."""
         return StreamStats(self._num_read * self._file.layer_bytes, self._wait_s)
+
+    def fileno(self) -> int:
+        """The open file, as the system numbers it."""
+        return self._file.fileno()
 
     def close(self) -> None:
         """End the thread and give the file's space back."""
@@ -124,7 +129,7 @@ class LayerStream:
             while self._wait_for_slot():
                 number = self._num_read
                 view = views[number % NUM_SLOTS]
-                self._file.read(number % self._num_layers, view, lambda: self._closing)
+                self._file.read(number % self.num_layers, view, lambda: self._closing)
                 with self._changed:
                     self._num_read += 1
                     self._changed.notify_all()
@@ -142,9 +147,9 @@ class LayerStream:
             return not self._closing
 
 
-def _aligned_memory(size: int) -> Tensor:
+def aligned_memory(size: int) -> Tensor:
     """uint8 at the border of a huge page, on such pages where the system gives them."""
-    mapping = mmap.mmap(-1, size + _HUGE_PAGE)
+    mapping = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     mapping.madvise(mmap.MADV_HUGEPAGE)
     address = ctypes.addressof(ctypes.c_byte.from_buffer(mapping))
     whole = torch.frombuffer(mapping, dtype=torch.uint8)

@@ -79,6 +79,9 @@ class StreamedLayers:
     ) -> None:
         self.layers = tuple(layers)
         self._stream = stream
+        self.num_streamed = stream.num_layers
+        self.layer_bytes = stream.layer_bytes
+        """Of a streamed layer, as it is read."""
         self._runs = tuple(_runs(resident))
         # A store that is dropped without being closed takes its thread along.
         self._end = weakref.finalize(self, stream.close)
@@ -98,6 +101,10 @@ class StreamedLayers:
     def stats(self) -> StreamStats:
         """See ``LayerStore.stats``."""
         return self._stream.stats()
+
+    def fileno(self) -> int:
+        """The open file of streamed layers."""
+        return self._stream.fileno()
 
     def check_integrity(self) -> None:
         """See ``LayerStore.check_integrity``."""

@@ -87,16 +87,21 @@ class WeightFile:
         if not self.is_direct:
             self._drop_from_cache(start)
 
+    def fileno(self) -> int:
+        """The open file, as the system numbers it."""
+        return self._fd
+
     def close(self) -> None:
-        """Give the disk's space back."""
-        os.close(self._fd)
+        """Give the disk's space back; once is enough."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1  # the number may soon be another file's
 
     def _go_past_the_cache(self) -> bool:
         flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # as file systems without it answer
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-            return True
-        return False
+        return bool(fcntl.fcntl(self._fd, fcntl.F_GETFL) & os.O_DIRECT)
 
     def _drop_from_cache(self, start: int) -> None:
         os.posix_fadvise(self._fd, start, self.layer_bytes, os.POSIX_FADV_DONTNEED)
