@@ -7,7 +7,7 @@ tokens/s are illustrations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ Rounds = dict[tuple[str, str], list[Round]]
 
 def measure(
     systems: Sequence[System],
-    shapes: Shapes,
+    shapes: Shapes | Mapping[str, Shapes],
     probe: FloorProbe,
     cases: Sequence[Case],
     rounds: int,
@@ -77,7 +77,8 @@ def measure(
 ) -> Rounds:
     """Run every case on every system, ``rounds`` times after a warm-up, interleaved.
 
-    Returns the rounds by (case name, system name).
+    ``shapes`` are those of all systems, or by their names. Returns the rounds by (case name,
+    system name).
     """
     results: Rounds = {}
     for case in cases:
@@ -88,7 +89,8 @@ def measure(
                 rate = _rate(system, case)
                 floor = _mean(before, probe.sample())
                 if number:
-                    share = rate / _floor_rate(case, shapes, floor)
+                    own = shapes if isinstance(shapes, Shapes) else shapes[system.name]
+                    share = rate / _floor_rate(case, own, floor)
                     results.setdefault((case.name, system.name), []).append(Round(rate, share))
     return results
 
@@ -132,10 +134,13 @@ BYTES_PER_WEIGHT = {
     "bfloat16": (2.0, 2.0, 2.0),
     "float16": (2.0, 2.0, 2.0),
     "int8": (1 + 2 / 32, 1 + 2 / 32, 2.0),
+    "w8a8": (1.0, 1.0, 2.0),
     "int4": (1 / 2 + 2 / 32, 1 + 2 / 32, 2.0),
+    "nf4": (1 / 2 + 2 / 64, 1.0, 2.0),
 }
-"""By precision: of a layer's weight, of the head's and of a cached value. Quantised weights come in
-groups of 32 with a 16-bit scale; the head stays at int8."""
+"""By precision: of a layer's weight, of the head's and of a cached value. Weights of int8 and
+int4 count as groups of 32 with a 16-bit scale, the most that a system compared here has; nf4 has
+groups of 64, w8a8 a scale a row. The head stays at int8."""
 
 
 def shapes_of(folder: Path, precision: str) -> Shapes:

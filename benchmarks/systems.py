@@ -20,12 +20,12 @@ def random_prompt(length: int, num_tokens: int, rng: random.Random) -> list[int]
 
 
 class OwnEngine:
-    """This project's engine, stepped directly."""
+    """This project's engine, stepped directly: one that is there, or a new one."""
 
     name = "inference-pio"
 
-    def __init__(self, config: EngineConfig) -> None:
-        self.engine = Engine(config)
+    def __init__(self, engine: Engine | EngineConfig) -> None:
+        self.engine = engine if isinstance(engine, Engine) else Engine(engine)
         self.precision = str(self.engine.loaded.model.dtype).removeprefix("torch.")
         self._rng = random.Random(0)
         self._sent = 0

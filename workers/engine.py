@@ -53,15 +53,21 @@ class Engine:
     """One model with its scheduler and KV cache. Not thread-safe, but for ``validate`` and views.
 
     ``launcher`` starts the other ranks where the configuration asks for several; by default they
-    are subprocesses. Raises ``CheckpointError`` or ``ValueError`` at construction for what cannot
-    be loaded.
+    are subprocesses. ``built`` is the model and its executor where they are there already. Raises
+    ``CheckpointError`` or ``ValueError`` at construction for what cannot be loaded.
     """
 
-    def __init__(self, config: EngineConfig, launcher: RankLauncher | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        launcher: RankLauncher | None = None,
+        *,
+        built: tuple[LoadedModel, Executor] | None = None,
+    ) -> None:
         self.config = config
         self.loaded: LoadedModel
         self.executor: Executor
-        self.loaded, self.executor = build_executor(config, launcher)
+        self.loaded, self.executor = built or build_executor(config, launcher)
         self.max_model_len = self.loaded.max_model_len
         self._runner = ModelRunner(self.executor, num_tokens=self.loaded.tokenizer.num_tokens)
         self._kv = KVManager(

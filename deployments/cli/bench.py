@@ -10,7 +10,7 @@ import typer
 from .engine_settings import EngineSettings, engine_settings
 
 bench_app = typer.Typer(
-    help="Measure speed, serving, handoff and accuracy, each in rounds with their spread.",
+    help="Measure speed, memory, serving, handoff and accuracy, each in rounds with their spread.",
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
@@ -21,6 +21,10 @@ Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or 
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
 QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4 or nf4.")]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(help="none, int8, w8a8, int4 or nf4; may be repeated. [default: all]"),
+]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
 
@@ -191,6 +195,92 @@ def accuracy(
         task or [], mode or [], limit, seed, temperature, max_tokens, streams, timeout, results
     )
     run_task_sets(model, url, engine, wishes, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench memory ./random-0.6b "
+    "--json memory.json --picture memory.png"
+)
+def memory(
+    model: Model = "embedded",
+    format: Formats = None,
+    kv_mib: Annotated[int, typer.Option(min=1, help="Size of the KV pool.")] = 256,
+    dtype: DTypeOption = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Fresh processes of each format.")] = 1,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """What an engine takes of memory, in a fresh process for each format: weights, KV and rest.
+
+    Measured after each stage of loading and with the KV pool filled to its last block.
+    """
+    from .bench_formats import run_memory
+
+    run_memory(model, format or [], kv_mib, dtype, threads, rounds, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Examples:\n\n[dim]$[/] inference-pio bench quantization --count 60 "
+    "--json quantization.json --picture quantization.png"
+    "\n\n[dim]$[/] inference-pio bench quantization Qwen/Qwen3-0.6B --task gsm8k --limit 200 "
+    "--results answers"
+)
+def quantization(
+    model: Model = "embedded",
+    format: Formats = None,
+    count: Annotated[
+        int, typer.Option(min=1, help="Of each kind of the embedded model's problems.")
+    ] = 60,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="gsm8k, ifeval, humaneval or bfcl, asked through the API; repeatable."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="thinking or non-thinking. [default: all it has]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each task or category. [default: all]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer with its thought. [default: no limit]")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Folder that keeps every answer, a file a format.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the problems and of sampling.")] = 0,
+    dtype: DTypeOption = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """Size, accuracy, error of the next token and speed of every weight format, in one run.
+
+    Accuracy is greedy on the embedded model's problems, or that of --task; for another model
+    without --task it is left out.
+    """
+    from .bench_formats import QuantizationWishes, run_quantization
+
+    wishes = QuantizationWishes(
+        model,
+        format or [],
+        count,
+        task or [],
+        mode or [],
+        limit,
+        max_tokens,
+        results,
+        seed,
+        dtype,
+        threads,
+        rounds,
+    )
+    run_quantization(wishes, json_file, picture)
 
 
 @bench_app.command(

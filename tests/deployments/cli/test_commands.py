@@ -43,6 +43,8 @@ def run(
         ["bench", "speed"],
         ["bench", "serve"],
         ["bench", "accuracy"],
+        ["bench", "memory"],
+        ["bench", "quantization"],
         ["bench", "table"],
     ],
 )
