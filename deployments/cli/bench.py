@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .sizes import WeightMemory
+
 bench_app = typer.Typer(
     help="Measure speed, serving, handoff and accuracy, each in rounds with their spread.",
     no_args_is_help=True,
@@ -33,6 +35,7 @@ def speed(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
     ] = None,
+    weight_memory: WeightMemory = None,
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
@@ -42,7 +45,7 @@ def speed(
     """
     from .bench_runs import run_speed
 
-    run_speed(model, dtype, rounds, threads, json_file, picture)
+    run_speed(model, dtype, rounds, threads, weight_memory, json_file, picture)
 
 
 @bench_app.command(
