@@ -1,7 +1,8 @@
-"""How much memory the KV cache may take."""
+"""How much memory the KV cache may take, and giving back what is not in use."""
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,18 @@ def free_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     limit = _cgroup_room()
     return available if limit is None else min(available, limit)
+
+
+def give_back_freed() -> None:
+    """Give freed memory that malloc holds back to the system, where the C library can.
+
+    Loading allocates and frees blocks of tens of MB just below the size from which malloc maps each
+    on its own, with small ones that stay in between: without this, loading Qwen3-4B left 860 MB of
+    them behind.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def num_kv_blocks(

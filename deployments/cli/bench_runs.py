@@ -70,7 +70,16 @@ def run_speed(
         shapes = shapes_of(loaded.text.folder, own.precision)
         probe = FloorProbe(loaded.model.device, loaded.model.dtype)
         found = measure([own], shapes, probe, cases, rounds, say)
-    publish(rows(found, [own], typed_command()), json_file, picture)
+        stats = own.engine.stats()
+        own.engine.close()
+    notes = []
+    if stats.weight_bytes_streamed:
+        notes.append(
+            f"streamed {stats.weight_bytes_streamed / 1e9:.1f} GB of weights in {stats.steps} "
+            f"steps, which waited {stats.weight_wait_s:.1f} s for them; the floor is that of "
+            "weights in memory"
+        )
+    publish(rows(found, [own], typed_command()), json_file, picture, notes=notes)
 
 
 def run_serve(wishes: ServeWishes, json_file: Path | None, picture: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ....kernels.api import DecoderLayer, PackedLinear, Placeable
+from ...memory import give_back_freed
 from ...user_cache import cache_folder
 from .layer_stream import LayerStream
 from .layers import (
@@ -32,9 +33,15 @@ def load_layers(
     One layer more is in memory while it is packed. Raises ``ValueError`` where the limit is too
     low, the weights cannot be streamed, or the disk has no room, and what ``load`` raises.
     """
+
+    def loaded(index: int) -> DecoderLayer:
+        layer = load(index)
+        give_back_freed()
+        return layer
+
     if limit is None:
-        return ResidentLayers([load(index) for index in indices])
-    layers = [load(indices[0])]
+        return ResidentLayers([loaded(index) for index in indices])
+    layers = [loaded(indices[0])]
     layer_bytes = num_layer_bytes(layers[0])
     resident = plan_residency(
         num_layers=len(indices),
@@ -44,13 +51,13 @@ def load_layers(
     )
     num_streamed = resident.count(False)
     if num_streamed == 0:
-        return ResidentLayers(layers + [load(index) for index in indices[1:]])
+        return ResidentLayers(layers + [loaded(index) for index in indices[1:]])
     file = WeightFile(cache_folder() / "weights", num_layers=num_streamed, layer_bytes=layer_bytes)
     stream = LayerStream(file, num_streamed)
     try:
         written = 0
         for number, stays in enumerate(resident):
-            layer = layers[0] if number == 0 else load(indices[number])
+            layer = layers[0] if number == 0 else loaded(indices[number])
             if number:
                 layers.append(layer)
             _check_size(layer, layer_bytes, indices[number])
