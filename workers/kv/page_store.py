@@ -60,15 +60,14 @@ class PageStore:
         """Reads from the disk that have not been collected."""
         self._layout = layout
         self._budgets: dict[TierName, int] = {"host": config.host_bytes, "disk": config.disk_bytes}
-        self._tiers: dict[TierName, Tier] = {
-            name: Tier(name, self._slots(name)) for name in self._budgets
-        }
+        slots = {name: self._slots(name) for name in self._budgets}
+        self._pages = self._host_memory(slots["host"])
+        self._file = PageFile(config.folder, config.disk_bytes) if config.disk_bytes else None
+        self._tiers = {name: Tier(name, count) for name, count in slots.items()}
         self._host, self._disk = self._tiers["host"], self._tiers["disk"]
         self._ahead = max(1, min(_MOST_WRITTEN_AHEAD, self._host.num_slots * 3 // 4))
         self._writing: dict[PageWrite, Page] = {}  # with the host page that is written
         self._memory = TicketMemory(self.batch * self.page_bytes)
-        self._pages = self._host_memory()
-        self._file = PageFile(config.folder, config.disk_bytes) if config.disk_bytes else None
 
     def _slots(self, tier: TierName) -> int:
         budget = self._budgets[tier]
@@ -78,8 +77,8 @@ class PageStore:
             )
         return budget // self.page_bytes
 
-    def _host_memory(self) -> Buffer:
-        num_bytes = self._host.num_slots * self.page_bytes
+    def _host_memory(self, num_slots: int) -> Buffer:
+        num_bytes = num_slots * self.page_bytes
         free = free_bytes(torch.device("cpu"))
         if num_bytes > free:
             raise ValueError(
@@ -87,7 +86,7 @@ class PageStore:
                 "free beside the model and its KV cache; lower it"
             )
         # Written to, so that a lack of memory shows now and no step waits for the first touch.
-        return np.ones((self._host.num_slots, self.page_bytes), np.uint8)
+        return np.ones((num_slots, self.page_bytes), np.uint8)
 
     # --- in -------------------------------------------------------------------------------------
 
