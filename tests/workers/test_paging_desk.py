@@ -274,21 +274,18 @@ def test_a_disk_that_does_not_answer_is_given_up(
 
 
 def test_a_block_evicted_again_while_it_is_written_is_found(make: MakeWorld) -> None:
-    world = make(host=8, disk=60)
-    for number in range(2):
-        world.ask(family(number))
+    world = make(host=24, disk=60)
     world.gate.clear()
-    world.ask(family(2))
-    written = [page.name for page in world.store._writing.values()]
-    assert written
-    world.ask(family(0))  # from memory, where it still is
-    for number in range(1, 5):
+    for number in range(3):
         world.ask(family(number))
+    written = {page.name for page in world.store._writing.values()}
+    sequence = world.ask(family(0))
+    assert written & set(sequence.block_hashes)
+    assert world.desk.hit_tokens == {"host": 6 * BLOCK}
+    world.ask(family(1))  # evicts them again
     world.gate.set()
     world.wait_for_the_disk()
-    for number in range(5):
-        world.ask(family(number))
-        world.wait_for_the_disk()
+    assert world.ask(family(0)).num_cached_tokens == 6 * BLOCK
 
 
 def test_a_preempted_sequence_is_swapped_in(make: MakeWorld) -> None:
