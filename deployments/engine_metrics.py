@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..workers.types import EngineStats
-from .metric_table import Measure, TableCollector, counter, counters_by, gauge
+from .metric_table import Measure, TableCollector, counter, counters_by, gauge, gauges_by
 
 LABELS = ("model_name", "pool", "engine")
 TABLE: tuple[Measure[EngineStats], ...] = (
@@ -72,6 +72,40 @@ TABLE: tuple[Measure[EngineStats], ...] = (
     ),
     counters_by(
         "kv_tickets_ignored", "KV tickets passed over", "reason", lambda s: s.kv_tickets_ignored
+    ),
+    gauges_by(
+        "kv_tier_bytes",
+        "Bytes of KV blocks behind the pool",
+        "tier",
+        lambda s: {"host": p.host_bytes, "disk": p.disk_bytes} if (p := s.kv_paging) else {},
+    ),
+    gauge(
+        "kv_pages_writing",
+        "KV blocks on their way to the disk",
+        lambda s: p.pages_writing if (p := s.kv_paging) else 0,
+    ),
+    counter(
+        "kv_spilled_blocks",
+        "Evicted KV blocks that were kept",
+        lambda s: p.spilled_blocks if (p := s.kv_paging) else 0,
+    ),
+    counters_by(
+        "kv_tier_hit_tokens",
+        "Tokens whose KV came back instead of being computed",
+        "tier",
+        lambda s: p.hit_tokens if (p := s.kv_paging) else {},
+    ),
+    counters_by(
+        "kv_restores",
+        "Prompts that a tier had blocks of",
+        "reason",
+        lambda s: p.restores if (p := s.kv_paging) else {},
+    ),
+    counters_by(
+        "kv_tier_drops",
+        "KV blocks lost from the tiers",
+        "reason",
+        lambda s: p.drops if (p := s.kv_paging) else {},
     ),
 )
 

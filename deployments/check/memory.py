@@ -34,10 +34,12 @@ class RankMemory:
     rank: int
     weights: int
     kv: int | None
+    tier: int = 0
+    """Host memory for evicted KV blocks, also where the model lies on a GPU."""
 
     @property
     def total(self) -> int:
-        """All that is known of it."""
+        """All that is known of it where its model lies."""
         return self.weights + (self.kv or 0) + PROCESS_BYTES
 
 
@@ -81,7 +83,9 @@ def engine_memory(config: EngineConfig) -> tuple[RankMemory, ...]:
         per_block = KVCache.bytes_per_block(
             shard.local_config(shapes), config.block_size, shapes.dtype, config.kv_cache_dtype
         )
-        ranks.append(RankMemory(rank, weights, None if blocks is None else blocks * per_block))
+        kv = None if blocks is None else blocks * per_block
+        tier = config.kv_paging.host_bytes if rank == 0 else 0
+        ranks.append(RankMemory(rank, weights, kv, tier))
     return tuple(ranks)
 
 

@@ -34,8 +34,10 @@ class Rank:
 
     @property
     def host_bytes(self) -> int:
-        """What it takes of its node's own memory: nothing known where its model lies on a GPU."""
-        return 0 if self.memory is None or self.uses_gpu else self.memory.total
+        """What is known of what it takes of its node's own memory."""
+        if self.memory is None:
+            return 0
+        return self.memory.tier + (0 if self.uses_gpu else self.memory.total)
 
 
 @dataclass(slots=True)

@@ -309,14 +309,41 @@ def handoff(
     """
     from .bench_handoff import run_handoff
 
+    engine = engine_settings(settings, dtype=dtype)
+    run_handoff(model, engine, _tokens(lengths), chunk, threads, rounds, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench paging ./random-0.6b "
+    "--json paging.json --picture paging.png"
+)
+def paging(
+    model: Model = "embedded",
+    dtype: DTypeOption = "auto",
+    lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "2048,8192",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """KV paging: time to first token of new prompts, and of prompts that the pool has lost.
+
+    Without tiers, with host memory, and with a disk behind a little of it.
+    """
+    from .bench_paging import run_paging
+
+    run_paging(model, dtype, _tokens(lengths), threads, rounds, json_file, picture)
+
+
+def _tokens(lengths: str) -> list[int]:
     try:
-        tokens = [int(length) for length in lengths.split(",")]
+        return [int(length) for length in lengths.split(",")]
     except ValueError:
         raise typer.BadParameter(
             "numbers with commas between them", param_hint="--lengths"
         ) from None
-    engine = engine_settings(settings, dtype=dtype)
-    run_handoff(model, engine, tokens, chunk, threads, rounds, json_file, picture)
 
 
 @bench_app.command(

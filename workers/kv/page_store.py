@@ -2,10 +2,11 @@
 
 A block's life here:
 1. ``put`` copies it into the host tier, as its youngest page, with a checksum;
-2. while the host tier is nearly full, its oldest pages are written to the disk ahead of need. They
-   stay where they are meanwhile, so a hit still finds them in memory;
-3. ``find`` says where the blocks of a prompt lie, for a caller that holds them while it reads:
-   ``read_host`` and ``read_disk``, which check what they give;
+2. all but the tier's youngest quarter is written to the disk ahead of need, as fast as the disk
+   takes it: a restored prompt drives many blocks out of the pool at once. The pages stay where they
+   are meanwhile, so a hit still finds them in memory;
+3. ``find`` says where the blocks of a prompt lie, for a caller that holds them while it checks and
+   copies them (``is_sound``, ``host_blocks``) or has them read and checked (``read_disk``);
 4. a block that is put again while it is here becomes the youngest; one that is only on the disk
    gets a page in host memory again;
 5. it leaves with its last page: as the oldest of the last tier, or because something is wrong with
@@ -36,8 +37,9 @@ from .tier import Page, Tier, TierName
 _BATCH_BYTES = 32 << 20
 """Of blocks that are moved at a time: enough that the calls cost nothing beside the copies, little
 enough that a step does not wait long."""
-_MOST_WRITTEN_AHEAD = 32
-"""Pages: more than a step evicts, as long as it prefills less than 2048 tokens."""
+_MOST_BATCHED = 32
+_MOST_WRITTEN_AHEAD = 512
+"""Pages: as many as a restored prompt of 32,768 tokens drives out of the pool at once."""
 
 
 class PageStore:
@@ -48,7 +50,7 @@ class PageStore:
 
     def __init__(self, config: KVPagingConfig, layout: KVLayout) -> None:
         self.page_bytes = layout.bytes_per_block
-        self.batch = max(1, min(_MOST_WRITTEN_AHEAD, _BATCH_BYTES // self.page_bytes))
+        self.batch = max(1, min(_MOST_BATCHED, _BATCH_BYTES // self.page_bytes))
         """Blocks that are best moved at a time."""
         self.num_spilled = 0
         """Blocks copied into the host tier, since start."""
@@ -58,15 +60,14 @@ class PageStore:
         """Reads from the disk that have not been collected."""
         self._layout = layout
         self._budgets: dict[TierName, int] = {"host": config.host_bytes, "disk": config.disk_bytes}
-        self._tiers: dict[TierName, Tier] = {
-            name: Tier(name, self._slots(name)) for name in self._budgets
-        }
+        slots = {name: self._slots(name) for name in self._budgets}
+        self._pages = self._host_memory(slots["host"])
+        self._file = PageFile(config.folder, config.disk_bytes) if config.disk_bytes else None
+        self._tiers = {name: Tier(name, count) for name, count in slots.items()}
         self._host, self._disk = self._tiers["host"], self._tiers["disk"]
-        self._ahead = max(1, min(_MOST_WRITTEN_AHEAD, self._host.num_slots // 4))
+        self._ahead = max(1, min(_MOST_WRITTEN_AHEAD, self._host.num_slots * 3 // 4))
         self._writing: dict[PageWrite, Page] = {}  # with the host page that is written
         self._memory = TicketMemory(self.batch * self.page_bytes)
-        self._pages = self._host_memory()
-        self._file = PageFile(config.folder, config.disk_bytes) if config.disk_bytes else None
 
     def _slots(self, tier: TierName) -> int:
         budget = self._budgets[tier]
@@ -76,8 +77,8 @@ class PageStore:
             )
         return budget // self.page_bytes
 
-    def _host_memory(self) -> Buffer:
-        num_bytes = self._host.num_slots * self.page_bytes
+    def _host_memory(self, num_slots: int) -> Buffer:
+        num_bytes = num_slots * self.page_bytes
         free = free_bytes(torch.device("cpu"))
         if num_bytes > free:
             raise ValueError(
@@ -85,7 +86,7 @@ class PageStore:
                 "free beside the model and its KV cache; lower it"
             )
         # Written to, so that a lack of memory shows now and no step waits for the first touch.
-        return np.ones((self._host.num_slots, self.page_bytes), np.uint8)
+        return np.ones((num_slots, self.page_bytes), np.uint8)
 
     # --- in -------------------------------------------------------------------------------------
 
@@ -132,7 +133,7 @@ class PageStore:
         self.drops["queue_full" if late else f"{gone.tier}_full"] += 1
 
     def _write_ahead(self) -> None:
-        """Queue the oldest pages of a nearly full host tier that the disk does not have."""
+        """Queue pages of the host tier, the oldest first, that the disk does not have."""
         if self._file is None:
             return
         for page in self._host.oldest(max(0, self._ahead - self._host.num_free)):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from math import inf
 
 from .tier import TierName
 
@@ -16,11 +18,12 @@ def num_worth_restoring(
 
     ``tiers`` says where each block lies, ``restore_s`` how long one takes from there and
     ``compute_s`` how long computing one takes. What was never measured is tried: only so is it
-    measured. A later block can only be restored where all before it are, so the best place to stop
-    is found over all of them; of two equally good ones the earlier.
+    measured; a tier that does not answer takes for ever. A later block can only be restored where
+    all before it are, so the best place to stop is found over all of them; of two equally good ones
+    the earlier.
     """
     if compute_s is None:
-        return len(tiers)
+        return sum(1 for _ in takewhile(lambda tier: restore_s[tier] != inf, tiers))
     best = count = 0
     saved = most_saved = 0.0
     for count, tier in enumerate(tiers, start=1):

@@ -113,3 +113,10 @@ def test_an_engine_that_could_not_start_is_refused(fields: dict[str, Any], reaso
 def test_other_models_are_unknown() -> None:
     with pytest.raises(UnknownModelError, match="someone/else"):
         engine_memory(engine("someone/else"))
+
+
+def test_host_memory_for_evicted_blocks_is_on_rank_0() -> None:
+    config = EngineConfig.model_validate(
+        {"parallel": {"tensor": 2}, "kv_paging": {"host_bytes": 10**6}}
+    )
+    assert [rank.tier for rank in engine_memory(config)] == [10**6, 0]
