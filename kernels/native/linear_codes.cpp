@@ -12,16 +12,11 @@ namespace {
 // Two k of a byte of codes are a block; so many blocks stay in the first cache while they are filled.
 constexpr int64_t kBlocksAtOnce = 64;
 
-bool has_row_scales(const QuantizedView& weight) {
-  return weight.table == nullptr && weight.zeros == nullptr && weight.groups() == 1 &&
-         !weight.has_half_scales;
-}
-
 GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
   const int64_t whole = ceil_div(padded_inputs, kBlockInputs) * kBlockInputs;
   return {
       .inputs = weight.groups() == 1 ? whole : weight.group_inputs,
-      .scale_bytes = has_row_scales(weight) ? 0 : weight.has_half_scales ? 2 : 4,
+      .scale_bytes = weight.has_row_scales() ? 0 : weight.has_half_scales ? 2 : 4,
       .zero_bytes = weight.zeros == nullptr ? 0 : 1,
       .block_bytes = weight.table == nullptr ? kBlockCodes : kBlockCodes / 2,
   };
@@ -111,7 +106,8 @@ void pack_panel(const CodePanels<T>& panels, const std::vector<QuantizedView>& w
   }
 }
 
-// Of each packed column, zero where the panel is padded.
+}  // namespace
+
 std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t num_panels) {
   const int64_t share = kPanelColumns / static_cast<int64_t>(weights.size());
   std::vector<float> scales(num_panels * kPanelColumns);
@@ -124,8 +120,6 @@ std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t
   return scales;
 }
 
-}  // namespace
-
 template <class T>
 CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
                          const PanelShape& shape) {
@@ -134,7 +128,7 @@ CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
   CodePanels<T> panels{.shape = shape, .group = plan_group(first, padded_inputs)};
   panels.num_groups = ceil_div(padded_inputs, panels.group.inputs);
   if (first.table != nullptr) panels.table.assign(first.table, first.table + 16);
-  if (has_row_scales(first)) panels.terms.scales = row_scales(weights, shape.num_panels);
+  if (first.has_row_scales()) panels.terms.scales = row_scales(weights, shape.num_panels);
   panels.data = HugeBuffer(panels.num_bytes());
   team.run([&](Worker& worker) {
     for (int64_t panel = worker.take(); panel < shape.num_panels; panel = worker.take()) {

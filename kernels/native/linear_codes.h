@@ -72,6 +72,9 @@ struct CodePanels {
   Span stored(int64_t panel, int64_t strip, int64_t step, int64_t steps) const;
 };
 
+// Of each packed column, zero where the panel is padded.
+std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t num_panels);
+
 // Packs with all workers of the team. The columns of a panel are shared out evenly among `weights`:
 // one weight, or gate and up, which are quantized alike.
 template <class T>

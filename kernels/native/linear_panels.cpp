@@ -50,5 +50,6 @@ Panels pack_panels(Team& team, const PanelShape& shape, const ColumnSource<T>& s
 
 template Panels pack_panels(Team&, const PanelShape&, const ColumnSource<float>&);
 template Panels pack_panels(Team&, const PanelShape&, const ColumnSource<bf16>&);
+template Panels pack_panels(Team&, const PanelShape&, const ColumnSource<int8_t>&);
 
 }  // namespace pio

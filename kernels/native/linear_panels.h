@@ -1,8 +1,8 @@
 // The layout of packed weights: one for every number of rows and every instruction set.
 //
 // A panel holds 64 output columns, in two strips of 32. Along k a strip is cut into steps; a step
-// holds 4 bytes of each column, one after the other: one float32 or two bf16 that are neighbours
-// along k.
+// holds 4 bytes of each column, one after the other: one float32, or two bf16 or four int8 that are
+// neighbours along k.
 //
 //   panel:  strip 0 | strip 1
 //   strip:  step 0 | step 1 | ...          (128 bytes each)
@@ -121,7 +121,7 @@ struct Panels {
 template <class T>
 using ColumnSource = std::function<const T*(int64_t panel, int64_t column)>;
 
-// Packs with all workers of the team. T is float or bf16.
+// Packs with all workers of the team. T is float, bf16 or int8_t.
 template <class T>
 Panels pack_panels(Team& team, const PanelShape& shape, const ColumnSource<T>& source);
 

@@ -41,6 +41,9 @@ class Tiles;
 
 #if defined(__AMX_BF16__)
 #include "linear_tiles_amx.h"
-#elif defined(__AVX512BF16__)
+#else
+#include "linear_tiles_int8.h"
+#if defined(__AVX512BF16__)
 #include "linear_tiles_bf16.h"
+#endif
 #endif

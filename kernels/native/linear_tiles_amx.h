@@ -13,12 +13,22 @@
 
 namespace pio {
 
+// The intrinsics take nothing but digits.
+#define PIO_TILE_PRODUCT(sums, x, weights)    \
+  if constexpr (sizeof(X) == 1) {             \
+    _tile_dpbssd(sums, x, weights);           \
+  } else {                                    \
+    _tile_dpbf16ps(sums, x, weights);         \
+  }
+
 // Which of the eight tile registers holds what.
 //   up to 16 rows: sums 0 1 2 3 (one for each 16 columns of the panel), x 4, weights 6 7;
 //                  of a strip, sums 0 1
 //   up to 32 rows: sums 0 1 (rows 0-15), 2 3 (rows 16-31), x 4 5, weights 6 7; one strip at a time
-template <>
-class Tiles<bf16> {
+// `X` is the type of activations and weights: bf16 with float32 sums, or int8 with int32 sums in
+// their place.
+template <class X>
+class AMXTiles {
  public:
   static constexpr int64_t kRows = 32;
   static constexpr int64_t kBlockRows = 512;
@@ -27,18 +37,25 @@ class Tiles<bf16> {
   static constexpr int64_t kStepGranule = 16;
   static constexpr int64_t kStreamSteps = 16;
 
-  Tiles() = default;
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-  ~Tiles() {
+  AMXTiles() = default;
+  AMXTiles(const AMXTiles&) = delete;
+  AMXTiles& operator=(const AMXTiles&) = delete;
+  ~AMXTiles() {
     if (configured_rows_ != 0) _tile_release();
   }
 
-  void prepare(View<const bf16> x, int64_t steps) { x_ = padded_rows(x, steps * 2); }
+  // Rows of int8 have codes for all steps of a panel.
+  void prepare(View<const X> x, int64_t steps) {
+    if constexpr (sizeof(X) == 1) {
+      x_ = x;
+    } else {
+      x_ = padded_rows(x, steps * kElements);
+    }
+  }
 
   void multiply(int64_t first_row, int64_t rows, const Chunk& weights, int64_t step, int64_t steps,
                 bool accumulate, float* out, Prefetch ahead) {
-    const bf16* x = x_.row(first_row) + step * 2;
+    const X* x = x_.row(first_row) + step * kElements;
     configure(rows);
     if (rows <= kTileRows) return one_by_four(x, weights, steps, accumulate, out, ahead);
     for (int64_t strip = 0; strip < kStrips; ++strip) {
@@ -51,13 +68,14 @@ class Tiles<bf16> {
   template <class Other>
   void multiply_strip(int64_t first_row, int64_t rows, const std::byte* weights, int64_t step,
                       int64_t steps, bool accumulate, float* out, const BlockFetch<Other>& fetch) {
-    const bf16* x = x_.row(first_row) + step * 2;
+    const X* x = x_.row(first_row) + step * kElements;
     configure(rows);
     if (rows <= kTileRows) return one_by_two(x, weights, steps, accumulate, out, fetch);
     two_by_two<kPassing>(x, weights, steps, accumulate, out, fetch);
   }
 
  private:
+  static constexpr int64_t kElements = 4 / sizeof(X);  // of a step
   static constexpr int64_t kTileRows = 16;
   static constexpr int64_t kTileSteps = 16;
   static constexpr int64_t kPanelOutBytes = kPanelColumns * sizeof(float);
@@ -98,9 +116,9 @@ class Tiles<bf16> {
     configured_rows_ = rows;
   }
 
-  void one_by_four(const bf16* x, const Chunk& weights, int64_t steps, bool accumulate, float* out,
+  void one_by_four(const X* x, const Chunk& weights, int64_t steps, bool accumulate, float* out,
                    Prefetch ahead) const {
-    const int64_t x_bytes = x_.stride * sizeof(bf16);
+    const int64_t x_bytes = x_.stride * sizeof(X);
     const std::byte* first = weights.at(0);
     const std::byte* second = weights.at(kStripColumns);
     StreamFetch first_ahead(ahead, 0), second_ahead(ahead, 1);
@@ -116,18 +134,18 @@ class Tiles<bf16> {
       _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s += kTileSteps) {
-      _tile_loadd(4, x + s * 2, x_bytes);
+      _tile_loadd(4, x + s * kElements, x_bytes);
       _tile_loadd(6, first + s * kStepBytes, kStepBytes);
-      _tile_dpbf16ps(0, 4, 6);
+      PIO_TILE_PRODUCT(0, 4, 6)
       first_ahead.before(0);
       _tile_loadd(7, first + s * kStepBytes + kLineBytes, kStepBytes);
-      _tile_dpbf16ps(1, 4, 7);
+      PIO_TILE_PRODUCT(1, 4, 7)
       first_ahead.before(1);
       _tile_loadd(6, second + s * kStepBytes, kStepBytes);
-      _tile_dpbf16ps(2, 4, 6);
+      PIO_TILE_PRODUCT(2, 4, 6)
       second_ahead.before(0);
       _tile_loadd(7, second + s * kStepBytes + kLineBytes, kStepBytes);
-      _tile_dpbf16ps(3, 4, 7);
+      PIO_TILE_PRODUCT(3, 4, 7)
       second_ahead.before(1);
     }
     _tile_stored(0, out, kPanelOutBytes);
@@ -137,9 +155,9 @@ class Tiles<bf16> {
   }
 
   template <class Fetch>
-  void one_by_two(const bf16* x, const std::byte* strip, int64_t steps, bool accumulate, float* out,
+  void one_by_two(const X* x, const std::byte* strip, int64_t steps, bool accumulate, float* out,
                   Fetch fetch) const {
-    const int64_t x_bytes = x_.stride * sizeof(bf16);
+    const int64_t x_bytes = x_.stride * sizeof(X);
     if (accumulate) {
       _tile_loadd(0, out, kStripOutBytes);
       _tile_loadd(1, out + 16, kStripOutBytes);
@@ -149,12 +167,12 @@ class Tiles<bf16> {
     }
     for (int64_t s = 0; s < steps; s += kTileSteps) {
       const std::byte* weights = strip + s * kStepBytes;
-      _tile_loadd(4, x + s * 2, x_bytes);
+      _tile_loadd(4, x + s * kElements, x_bytes);
       _tile_loadd(6, weights, kStepBytes);
-      _tile_dpbf16ps(0, 4, 6);
+      PIO_TILE_PRODUCT(0, 4, 6)
       fetch.before(0);
       _tile_loadd(7, weights + kLineBytes, kStepBytes);
-      _tile_dpbf16ps(1, 4, 7);
+      PIO_TILE_PRODUCT(1, 4, 7)
       fetch.before(1);
     }
     _tile_stored(0, out, kStripOutBytes);
@@ -162,12 +180,12 @@ class Tiles<bf16> {
   }
 
   template <Reuse reuse, class Fetch>
-  void two_by_two(const bf16* x, const std::byte* strip, int64_t steps, bool accumulate, float* out,
+  void two_by_two(const X* x, const std::byte* strip, int64_t steps, bool accumulate, float* out,
                   Fetch fetch) const {
-    const int64_t x_bytes = x_.stride * sizeof(bf16);
+    const int64_t x_bytes = x_.stride * sizeof(X);
     // Sums of a panel or of a strip.
     constexpr int64_t kOutBytes = reuse == kKept ? kPanelOutBytes : kStripOutBytes;
-    const bf16* lower = x + kTileRows * x_.stride;
+    const X* lower = x + kTileRows * x_.stride;
     float* lower_out = out + kTileRows * kOutBytes / static_cast<int64_t>(sizeof(float));
     if (accumulate) {
       _tile_loadd(0, out, kOutBytes);
@@ -183,23 +201,23 @@ class Tiles<bf16> {
     for (int64_t s = 0; s < steps; s += kTileSteps) {
       const std::byte* weights = strip + s * kStepBytes;
       if constexpr (reuse == kPassing) {
-        _tile_stream_loadd(4, x + s * 2, x_bytes);
+        _tile_stream_loadd(4, x + s * kElements, x_bytes);
       } else {
-        _tile_loadd(4, x + s * 2, x_bytes);
+        _tile_loadd(4, x + s * kElements, x_bytes);
       }
       _tile_loadd(6, weights, kStepBytes);
-      _tile_dpbf16ps(0, 4, 6);
+      PIO_TILE_PRODUCT(0, 4, 6)
       fetch.before(0);
       _tile_loadd(7, weights + kLineBytes, kStepBytes);
-      _tile_dpbf16ps(1, 4, 7);
+      PIO_TILE_PRODUCT(1, 4, 7)
       fetch.before(1);
       if constexpr (reuse == kPassing) {
-        _tile_stream_loadd(5, lower + s * 2, x_bytes);
+        _tile_stream_loadd(5, lower + s * kElements, x_bytes);
       } else {
-        _tile_loadd(5, lower + s * 2, x_bytes);
+        _tile_loadd(5, lower + s * kElements, x_bytes);
       }
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      PIO_TILE_PRODUCT(2, 5, 6)
+      PIO_TILE_PRODUCT(3, 5, 7)
     }
     _tile_stored(0, out, kOutBytes);
     _tile_stored(1, out + 16, kOutBytes);
@@ -207,8 +225,15 @@ class Tiles<bf16> {
     _tile_stored(3, lower_out + 16, kOutBytes);
   }
 
-  View<const bf16> x_{};
+  View<const X> x_{};
   int64_t configured_rows_ = 0;
 };
+
+#undef PIO_TILE_PRODUCT
+
+template <>
+class Tiles<bf16> : public AMXTiles<bf16> {};
+template <>
+class Tiles<int8_t> : public AMXTiles<int8_t> {};
 
 }  // namespace pio
