@@ -19,7 +19,6 @@ from .native.pages import bound_pages
 from .native.rows import qk_norm_rope_write, rms_norm
 from .native.sampling import NativeSampling
 from .quantized import QuantizedWeight
-from .torch_quantized import pack, pack_swiglu
 
 
 class NativeKernels:
@@ -46,9 +45,7 @@ class NativeKernels:
     def pack_quantized(
         self, weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype
     ) -> PackedLinear | None:
-        """See ``Kernels.pack_quantized``; activations in int8 are multiplied by torch."""
-        if weight.int8_activations:
-            return pack(weight, bias, dtype)
+        """See ``Kernels.pack_quantized``."""
         if not is_kept(weight):
             return None
         return QuantizedLinear(self._library, self._team, weight, bias, dtype)
@@ -56,9 +53,7 @@ class NativeKernels:
     def pack_quantized_swiglu(
         self, gate: QuantizedWeight, up: QuantizedWeight, dtype: torch.dtype
     ) -> PackedSwiGLU | None:
-        """See ``Kernels.pack_quantized_swiglu``; activations in int8 are multiplied by torch."""
-        if gate.int8_activations or up.int8_activations:
-            return pack_swiglu(gate, up, dtype)
+        """See ``Kernels.pack_quantized_swiglu``."""
         if not is_kept(gate) or not are_alike(gate, up):
             return None
         return QuantizedSwiGLU(self._library, self._team, gate, up, dtype)

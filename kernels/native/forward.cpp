@@ -44,8 +44,11 @@ class ActivationBuffers {
   }
 
  private:
+  // Rows end a cache line apart from a power of two: else the same columns of all rows would share a
+  // few sets of the caches.
   static View<T> view(KeptBuffer<T>& buffer, int64_t rows, int64_t cols) {
-    return {buffer.get(static_cast<size_t>(rows * cols)), rows, cols, cols};
+    const int64_t stride = cols + static_cast<int64_t>(64 / sizeof(T));
+    return {buffer.get(static_cast<size_t>(rows * stride)), rows, cols, stride};
   }
 
   KeptBuffer<T> normed_, qkv_, attended_, inner_;

@@ -34,8 +34,8 @@ _AVX512_BF16 = InstructionSet(
 )
 _AMX = InstructionSet(
     "amx",
-    (*_AVX512_BF16.compiler_flags, "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
-    _AVX512_BF16.cpu_flags | _names("amx_tile amx_bf16 amx_int8"),
+    (*_AVX512_BF16.compiler_flags, "-mamx-tile", "-mamx-bf16", "-mamx-int8", "-mprfchw"),
+    _AVX512_BF16.cpu_flags | _names("amx_tile amx_bf16 amx_int8 3dnowprefetch"),
 )
 
 INSTRUCTION_SETS = (_AMX, _AVX512_BF16, _AVX512, _AVX2)

@@ -43,7 +43,11 @@ struct QuantizedView {
   const int8_t* zeros;     // as the scales, or null
   int64_t group_inputs;    // even, or at least `cols`
   int32_t has_half_scales;  // float16 instead of float32
+  int32_t has_int8_activations;  // which are rounded token by token
 
+  bool has_row_scales() const {  // float32, for signed bytes that stand for themselves
+    return table == nullptr && zeros == nullptr && groups() == 1 && has_half_scales == 0;
+  }
   int64_t groups() const { return (cols + group_inputs - 1) / group_inputs; }
 };
 

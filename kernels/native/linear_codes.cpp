@@ -12,16 +12,11 @@ namespace {
 // Two k of a byte of codes are a block; so many blocks stay in the first cache while they are filled.
 constexpr int64_t kBlocksAtOnce = 64;
 
-bool has_row_scales(const QuantizedView& weight) {
-  return weight.table == nullptr && weight.zeros == nullptr && weight.groups() == 1 &&
-         !weight.has_half_scales;
-}
-
 GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
   const int64_t whole = ceil_div(padded_inputs, kBlockInputs) * kBlockInputs;
   return {
       .inputs = weight.groups() == 1 ? whole : weight.group_inputs,
-      .scale_bytes = has_row_scales(weight) ? 0 : weight.has_half_scales ? 2 : 4,
+      .scale_bytes = weight.has_row_scales() ? 0 : weight.has_half_scales ? 2 : 4,
       .zero_bytes = weight.zeros == nullptr ? 0 : 1,
       .block_bytes = weight.table == nullptr ? kBlockCodes : kBlockCodes / 2,
   };
@@ -30,7 +25,10 @@ GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
 // Where the code of an input lies in a block.
 template <class T>
 int64_t place(const GroupLayout& group, int64_t column, int64_t input) {
-  if (sizeof(T) == 4) return input * kPanelColumns + column;
+  if (sizeof(T) == 4) {
+    return column / kStripColumns * kBlockInputs * kStripColumns + input * kStripColumns +
+           column % kStripColumns;
+  }
   return group.scale_bytes == 0 ? column / 16 * 32 + input * 16 + column % 16 : column * 2 + input;
 }
 
@@ -108,7 +106,8 @@ void pack_panel(const CodePanels<T>& panels, const std::vector<QuantizedView>& w
   }
 }
 
-// Of each packed column, zero where the panel is padded.
+}  // namespace
+
 std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t num_panels) {
   const int64_t share = kPanelColumns / static_cast<int64_t>(weights.size());
   std::vector<float> scales(num_panels * kPanelColumns);
@@ -121,8 +120,6 @@ std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t
   return scales;
 }
 
-}  // namespace
-
 template <class T>
 CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
                          const PanelShape& shape) {
@@ -131,7 +128,7 @@ CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
   CodePanels<T> panels{.shape = shape, .group = plan_group(first, padded_inputs)};
   panels.num_groups = ceil_div(padded_inputs, panels.group.inputs);
   if (first.table != nullptr) panels.table.assign(first.table, first.table + 16);
-  if (has_row_scales(first)) panels.terms.scales = row_scales(weights, shape.num_panels);
+  if (first.has_row_scales()) panels.terms.scales = row_scales(weights, shape.num_panels);
   panels.data = HugeBuffer(panels.num_bytes());
   team.run([&](Worker& worker) {
     for (int64_t panel = worker.take(); panel < shape.num_panels; panel = worker.take()) {
@@ -142,31 +139,45 @@ CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
 }
 
 template <class T>
-const std::byte* CodePanels<T>::steps_at(int64_t panel, int64_t step, int64_t steps) const {
+Chunk CodePanels<T>::steps_at(int64_t panel, int64_t step, int64_t steps) const {
   constexpr int64_t kElements = 4 / sizeof(T);
   thread_local KeptBuffer<T> kept;
   int64_t block = step * kElements / kBlockInputs;
   const int64_t end = ceil_div((step + steps) * kElements, kBlockInputs);
-  T* const chunk = kept.get((end - block) * kBlockCodes);
-  for (T* out = chunk; block < end;) {
+  const int64_t strip_codes = (end - block) * kBlockStripCodes;
+  T* const chunk = kept.get(kStrips * strip_codes);
+  for (BlockOut<T> out{chunk, strip_codes}; block < end;) {
     const int64_t first = block % group.blocks();
     const int64_t count = std::min(end - block, group.blocks() - first);
     const std::byte* from =
         data.data() + panel * panel_bytes() + block / group.blocks() * group.num_bytes();
     widen(group, table.data(), from, first, count, out);
-    out += count * kBlockCodes;
+    out = out.behind(count);
     block += count;
   }
-  return reinterpret_cast<const std::byte*>(chunk);
+  return {reinterpret_cast<const std::byte*>(chunk), strip_codes * static_cast<int64_t>(sizeof(T))};
 }
 
 template <class T>
-Prefetch CodePanels<T>::ahead(int64_t panel, int64_t step, int64_t steps) const {
+const std::byte* CodePanels<T>::codes_at(int64_t panel, int64_t step) const {
+  const int64_t block = step * static_cast<int64_t>(4 / sizeof(T)) / kBlockInputs;
+  return data.data() + panel * panel_bytes() + block / group.blocks() * group.num_bytes() +
+         group.codes_at() + block % group.blocks() * group.block_bytes;
+}
+
+template <class T>
+Span CodePanels<T>::stored(int64_t panel, int64_t strip, int64_t step, int64_t steps) const {
+  const std::byte* begin = codes_at(panel, step);
+  const int64_t half = (codes_at(panel, step + steps) - begin) / kStrips;
+  return {begin + strip * half, half};
+}
+
+template <class T>
+Prefetch CodePanels<T>::ahead(int64_t panel, int64_t step, int64_t steps, int64_t) const {
   if (group.scale_bytes != 0) return {};
-  constexpr int64_t kCodesOfStep = kStepBytes / sizeof(T);
-  const std::byte* next = data.data() + panel * panel_bytes() + (step + steps) * kCodesOfStep;
-  const int64_t half = steps * kCodesOfStep / 2;
-  return {next + half, half / kStepBytes};
+  const Span half = stored(panel, 1, step + steps, steps);
+  const int64_t quarter = half.num_bytes / kStrips;
+  return {{half.data, quarter}, quarter / kStepBytes};
 }
 
 template struct CodePanels<float>;

@@ -4,7 +4,8 @@
 //
 //   panel:  group 0 | group 1 | ...
 //   group:  64 scales | 64 zero points | block 0 | block 1 | ...
-//   block:  the codes of 2 k: 128, in the order that their elements have in the dense panel
+//   block:  the codes of 2 k: 128, first those of strip 0, each strip's in the order that their
+//           elements have in the dense panel
 //
 // 8-bit codes lie one after the other; where the panel becomes bf16 and they have no scales, their
 // pairs are apart: 16 columns' codes of the first k, then those of the second. 4-bit codes lie so that one vector of 32-bit lanes becomes
@@ -27,6 +28,7 @@ namespace pio {
 
 constexpr int64_t kBlockInputs = 2;
 constexpr int64_t kBlockCodes = kBlockInputs * kPanelColumns;
+constexpr int64_t kBlockStripCodes = kBlockCodes / kStrips;
 
 struct GroupLayout {
   int64_t inputs;       // k of a group, even
@@ -57,13 +59,21 @@ struct CodePanels {
 
   // `steps` steps of a panel in the dense layout, in memory of this thread until the next call.
   // `step` is even.
-  const std::byte* steps_at(int64_t panel, int64_t step, int64_t steps) const;
+  Chunk steps_at(int64_t panel, int64_t step, int64_t steps) const;
 
   // What tiles fetch while they read these steps. Plain bytes are widened faster than the memory
   // gives them: the tiles' time is needed too, and they fetch the second half of the next steps. Behind the
   // last panel that fetches nothing that is read, which is harmless.
-  Prefetch ahead(int64_t panel, int64_t step, int64_t steps) const;
+  Prefetch ahead(int64_t panel, int64_t step, int64_t steps, int64_t distance) const;
+
+  const std::byte* codes_at(int64_t panel, int64_t step) const;
+
+  // The part of the codes of these steps that is fetched for this strip: a half.
+  Span stored(int64_t panel, int64_t strip, int64_t step, int64_t steps) const;
 };
+
+// Of each packed column, zero where the panel is padded.
+std::vector<float> row_scales(const std::vector<QuantizedView>& weights, int64_t num_panels);
 
 // Packs with all workers of the team. The columns of a panel are shared out evenly among `weights`:
 // one weight, or gate and up, which are quantized alike.

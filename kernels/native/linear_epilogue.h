@@ -18,14 +18,6 @@ inline simd::Floats silu(simd::Floats x) {
   return (above - below * power) / (simd::filled(1.0f) + power);
 }
 
-// Calls body(offset, count) for vectors of `columns` elements; the last may be a part of one.
-template <class Body>
-inline void for_vectors(int64_t columns, Body body) {
-  for (int64_t i = 0; i < columns; i += simd::kLanes) {
-    body(i, static_cast<int>(std::min<int64_t>(simd::kLanes, columns - i)));
-  }
-}
-
 template <class T>
 inline simd::Floats load_up_to(const T* from, int count) {
   return count == simd::kLanes ? simd::load(from) : simd::load_part(from, count);
@@ -40,48 +32,72 @@ inline void store_up_to(T* to, simd::Floats x, int count) {
   }
 }
 
-// One row's products with a panel: scales, then bias.
-inline void apply(const ColumnTerms& terms, int64_t panel, float* product) {
+// Writes `columns` elements that result(offset, count) gives a vector at a time; the last may be a
+// part of one.
+template <class T, class Result>
+inline void write_row(T* out, int64_t columns, Result result) {
+  constexpr int64_t kLanes = simd::kLanes;
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= columns; i += 2 * kLanes) {
+    simd::store_both(out + i, result(i, kLanes), result(i + kLanes, kLanes));
+  }
+  for (; i < columns; i += kLanes) {
+    const int count = static_cast<int>(std::min(kLanes, columns - i));
+    store_up_to(out + i, result(i, count), count);
+  }
+}
+
+// One row's products with a panel: those with its two strips, `strip` elements apart.
+struct Product {
+  float* data;
+  int64_t strip;
+
+  float* at(int64_t column) const {
+    return data + column / kStripColumns * strip + column % kStripColumns;
+  }
+};
+
+// Scales, then bias.
+inline void apply(const ColumnTerms& terms, int64_t panel, const Product& product) {
   const int64_t first = panel * kPanelColumns;
   if (!terms.scales.empty()) {
     for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
       const simd::Floats scales = simd::load(terms.scales.data() + first + i);
-      simd::store(product + i, simd::load(product + i) * scales);
+      simd::store(product.at(i), simd::load(product.at(i)) * scales);
     }
   }
   if (!terms.bias.empty()) {
     for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
       const simd::Floats bias = simd::load(terms.bias.data() + first + i);
-      simd::store(product + i, simd::load(product + i) + bias);
+      simd::store(product.at(i), simd::load(product.at(i)) + bias);
     }
   }
 }
 
-// Each takes `columns` results of row `row`, from column `first` on. `product` has a panel's 64.
+// Each takes `columns` results of row `row`, from column `first` on.
 template <class T>
 inline void finish(const Store<T>& to, int64_t row, int64_t first, int64_t columns,
-                   const float* product) {
-  T* out = to.out.row(row) + first;
-  for_vectors(columns, [&](int64_t i, int n) { store_up_to(out + i, simd::load(product + i), n); });
+                   const Product& product) {
+  write_row(to.out.row(row) + first, columns,
+            [&](int64_t i, int) { return simd::load(product.at(i)); });
 }
 
 inline void finish(const StoreFloat& to, int64_t row, int64_t first, int64_t columns,
-                   const float* product) {
+                   const Product& product) {
   finish(Store<float>{to.out}, row, first, columns, product);
 }
 
 template <class T>
 inline void finish(const AddTo<T>& to, int64_t row, int64_t first, int64_t columns,
-                   const float* product) {
+                   const Product& product) {
   const T* residual = to.residual.row(row) + first;
-  T* out = to.out.row(row) + first;
-  for_vectors(columns, [&](int64_t i, int n) {
-    store_up_to(out + i, load_up_to(residual + i, n) + simd::load(product + i), n);
+  write_row(to.out.row(row) + first, columns, [&](int64_t i, int count) {
+    return load_up_to(residual + i, count) + simd::load(product.at(i));
   });
 }
 
 inline void finish(const AddToStream& to, int64_t row, int64_t first, int64_t columns,
-                   const float* product) {
+                   const Product& product) {
   const View<const float> residual{to.stream.data, to.stream.rows, to.stream.cols,
                                    to.stream.stride};
   finish(AddTo<float>{residual, to.stream}, row, first, columns, product);
@@ -90,11 +106,9 @@ inline void finish(const AddToStream& to, int64_t row, int64_t first, int64_t co
 // The panel's first half are gate columns, its second half the up columns of the same results.
 template <class T>
 inline void finish(const SwiGLU<T>& to, int64_t row, int64_t first, int64_t columns,
-                   const float* product) {
-  T* out = to.out.row(row) + first;
-  const float* up = product + kPanelColumns / 2;
-  for_vectors(columns, [&](int64_t i, int n) {
-    store_up_to(out + i, silu(simd::load(product + i)) * simd::load(up + i), n);
+                   const Product& product) {
+  write_row(to.out.row(row) + first, columns, [&](int64_t i, int) {
+    return silu(simd::load(product.at(i))) * simd::load(product.at(kPanelColumns / 2 + i));
   });
 }
 

@@ -1,14 +1,19 @@
 // The layout of packed weights: one for every number of rows and every instruction set.
 //
-// A panel holds 64 output columns. Along k it is cut into steps; a step holds 4 bytes of each
-// column, one after the other: one float32 or two bf16 that are neighbours along k.
+// A panel holds 64 output columns, in two strips of 32. Along k a strip is cut into steps; a step
+// holds 4 bytes of each column, one after the other: one float32, or two bf16 or four int8 that are
+// neighbours along k.
 //
-//   panel:  step 0 | step 1 | ...          (256 bytes each)
-//   step:   column 0: k, k + 1 | column 1: k, k + 1 | ... | column 63
+//   panel:  strip 0 | strip 1
+//   strip:  step 0 | step 1 | ...          (128 bytes each)
+//   step:   column 0: k, k + 1 | column 1: k, k + 1 | ... | column 31
 //
 // A vector of 16 columns is one cache line, and 16 lines that lie a step apart are one AMX tile.
+// What is multiplied at once with many rows, some steps of a strip, is one run of memory: it fills
+// all sets of the first cache, and the hardware fetches ahead of it.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -21,7 +26,9 @@
 namespace pio {
 
 constexpr int64_t kPanelColumns = 64;
-constexpr int64_t kStepBytes = kPanelColumns * 4;
+constexpr int64_t kStrips = 2;
+constexpr int64_t kStripColumns = kPanelColumns / kStrips;
+constexpr int64_t kStepBytes = kStripColumns * 4;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -32,7 +39,8 @@ struct PanelShape {
   int64_t steps;           // of a panel, the end padded with zeros
   int64_t num_panels;
 
-  int64_t panel_bytes() const { return steps * kStepBytes; }
+  int64_t strip_bytes() const { return steps * kStepBytes; }
+  int64_t panel_bytes() const { return kStrips * strip_bytes(); }
   int64_t num_bytes() const { return num_panels * panel_bytes(); }
   int64_t columns_of(int64_t panel) const {
     const int64_t left = columns - panel * panel_columns;
@@ -46,6 +54,42 @@ struct ColumnTerms {
   std::vector<float> bias;
 };
 
+// The same steps of a panel's strips.
+struct Chunk {
+  const std::byte* data;  // of the first strip
+  int64_t strip_bytes;    // from there to the second's
+
+  // Where the first of these steps has a column.
+  const std::byte* at(int64_t column) const {
+    return data + column / kStripColumns * strip_bytes + column % kStripColumns * 4;
+  }
+};
+
+constexpr int64_t kLineBytes = 64;
+
+// What a tile brings into the second cache while it computes: at its own step s that of both strips,
+// and behind the last of these, `num_then` steps of what is read afterwards. A few steps ahead the
+// memory's rate is best; farther ahead it falls by a sixth.
+struct Prefetch {
+  Chunk weights = {};
+  int64_t steps = 0;
+  Chunk then = {};
+  int64_t num_then = 0;
+
+  int64_t all_steps() const { return steps + num_then; }
+  const std::byte* at(int64_t strip, int64_t step) const {
+    const int64_t column = strip * kStripColumns;
+    return step < steps ? weights.at(column) + step * kStepBytes
+                        : then.at(column) + (step - steps) * kStepBytes;
+  }
+};
+
+// A run of memory.
+struct Span {
+  const std::byte* data;
+  int64_t num_bytes;
+};
+
 struct Panels {
   // A panel is read as it lies in memory, so nothing asks for shorter pieces.
   static constexpr int64_t kFewRowsSteps = std::numeric_limits<int64_t>::max();
@@ -55,9 +99,21 @@ struct Panels {
   ColumnTerms terms;
 
   int64_t num_bytes() const { return shape.num_bytes(); }
-  const std::byte* steps_at(int64_t panel, int64_t step, int64_t) const { return at(panel, step); }
-  const std::byte* at(int64_t panel, int64_t step) const {
-    return data.data() + panel * shape.panel_bytes() + step * kStepBytes;
+  Chunk steps_at(int64_t panel, int64_t step, int64_t /*steps*/) const {
+    return {data.data() + panel * shape.panel_bytes() + step * kStepBytes, shape.strip_bytes()};
+  }
+  // What tiles fetch while they read these steps, `distance` steps behind them: at a panel's end the
+  // next panel's first steps. Behind the last one that fetches nothing that is read.
+  Prefetch ahead(int64_t panel, int64_t step, int64_t steps, int64_t distance) const {
+    const int64_t begin = step + distance;
+    const int64_t left = std::clamp<int64_t>(shape.steps - begin, 0, steps);
+    return {steps_at(panel, begin, left), left, steps_at(panel + 1, 0, distance),
+            std::min(steps - left, distance)};
+  }
+
+  // What is read for these steps of a strip.
+  Span stored(int64_t panel, int64_t strip, int64_t step, int64_t steps) const {
+    return {steps_at(panel, step, steps).at(strip * kStripColumns), steps * kStepBytes};
   }
 };
 
@@ -65,7 +121,7 @@ struct Panels {
 template <class T>
 using ColumnSource = std::function<const T*(int64_t panel, int64_t column)>;
 
-// Packs with all workers of the team. T is float or bf16.
+// Packs with all workers of the team. T is float, bf16 or int8_t.
 template <class T>
 Panels pack_panels(Team& team, const PanelShape& shape, const ColumnSource<T>& source);
 

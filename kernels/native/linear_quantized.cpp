@@ -2,6 +2,7 @@
 
 #include "linear_codes.h"
 #include "linear_of_panels.h"
+#include "linear_w8a8.h"
 
 namespace pio {
 
@@ -16,6 +17,7 @@ void check(const QuantizedView& weight) {
 
 bool are_alike(const QuantizedView& one, const QuantizedView& other) {
   return one.rows == other.rows && one.cols == other.cols && one.groups() == other.groups() &&
+         one.has_int8_activations == other.has_int8_activations &&
          one.group_inputs == other.group_inputs && one.has_half_scales == other.has_half_scales &&
          (one.table == nullptr) == (other.table == nullptr) &&
          (one.zeros == nullptr) == (other.zeros == nullptr);
@@ -27,6 +29,7 @@ template <class T>
 std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack(Team& team, const QuantizedView& weight,
                                                        const float* bias) {
   check(weight);
+  if (weight.has_int8_activations) return pack_w8a8<T>(team, {weight}, bias);
   const auto shape = plan_panels<T>(weight.cols, weight.rows, kPanelColumns);
   auto panels = pack_codes<T>(team, {weight}, shape);
   if (bias != nullptr) {
@@ -43,6 +46,7 @@ std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack_swiglu(Team& team, const 
   if (!are_alike(gate, up)) {
     throw std::invalid_argument("gate and up projections are not quantized alike");
   }
+  if (gate.has_int8_activations) return pack_w8a8<T>(team, {gate, up}, nullptr);
   const auto shape = plan_panels<T>(gate.cols, gate.rows, kPanelColumns / 2);
   return std::make_unique<LinearOfPanels<T, CodePanels<T>>>(
       pack_codes<T>(team, {gate, up}, shape));

@@ -31,6 +31,7 @@ class _View(ctypes.Structure):
         ("zeros", c_void_p),
         ("group_inputs", c_int64),
         ("has_half_scales", c_int32),
+        ("has_int8_activations", c_int32),
     )
 
 
@@ -55,6 +56,7 @@ class _Operand:
             zeros=None if self._zeros_OG is None else self._zeros_OG.data_ptr(),
             group_inputs=weight.group_size,
             has_half_scales=is_half,
+            has_int8_activations=weight.int8_activations,
         )
 
 
@@ -99,7 +101,9 @@ class QuantizedSwiGLU(AnySwiGLU):
 
 def is_kept(weight: QuantizedWeight) -> bool:
     """Whether the library computes with the weight's codes: int8, int4 or nf4 in groups of an even
-    number of neighbouring columns."""
+    number of neighbouring columns; with int8 activations, int8 with one scale a row."""
+    if weight.int8_activations:
+        return _has_row_scales(weight)
     in_runs = weight.column_groups_I is None
     even = weight.group_size % 2 == 0 or weight.group_size >= weight.shape[1]
     return weight.format != "fp8" and in_runs and even
@@ -109,6 +113,7 @@ def are_alike(gate: QuantizedWeight, up: QuantizedWeight) -> bool:
     """Whether the two, each of which ``is_kept``, can be interleaved."""
     return (
         gate.format == up.format
+        and gate.int8_activations == up.int8_activations
         and gate.shape == up.shape
         and gate.group_size == up.group_size
         and gate.scales_OG.dtype == up.scales_OG.dtype

@@ -2,37 +2,43 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "linear_epilogue.h"
+#include "linear_fetch.h"
 #include "linear_panels.h"
 #include "linear_tiles.h"
 
 namespace pio {
 
 // A task is a block of rows with a few neighbouring panels. Its panels are cut along k: 32 KB of a
-// panel stay in the first cache while all rows of the block go past them, and the same steps of
-// these rows stay in the second cache for the task's other panels.
+// panel, or of a strip, stay in the first cache while all rows of the block go past them, and the
+// same steps of these rows stay in the second cache for the task's other panels.
 struct Blocking {
   int64_t rows;
   int64_t panels;
+  int64_t together;  // panels whose sums wait for each other; with few rows each is read to its end
   int64_t steps;
 
   static constexpr int64_t kPanels = 4;
-  static constexpr int64_t kSteps = 128;
   // So many tasks a worker let all workers end at nearly the same time.
-  static constexpr int64_t kTasksPerWorker = 4;
+  static constexpr int64_t kTasksPerWorker = 2;
+  static constexpr int64_t kReadsPerWorker = 8;
 
   // `few_rows_steps`: the longest chunk that the weight gives where each is used once.
-  Blocking(int64_t num_rows, const PanelShape& shape, int64_t num_workers, int64_t tile_rows,
-           int64_t block_rows, int64_t few_rows_steps)
-      : rows(std::min(num_rows, block_rows)),
-        panels(1),
-        steps(std::min(shape.steps, few_rows_steps)) {
-    if (num_rows <= tile_rows) return;  // each weight is used once
-    const int64_t tasks = shape.num_panels * ceil_div(num_rows, rows);
-    panels = std::clamp<int64_t>(tasks / (num_workers * kTasksPerWorker), 1, kPanels);
-    steps = std::min(shape.steps, kSteps);
+  template <class Tiles>
+  static Blocking of(int64_t num_rows, const PanelShape& shape, int64_t num_workers,
+                     int64_t few_rows_steps) {
+    if (num_rows <= Tiles::kRows) {  // each weight is used once
+      const int64_t panels = shape.num_panels / (num_workers * kReadsPerWorker);
+      return {num_rows, std::clamp<int64_t>(panels, 1, kPanels), 1,
+              std::min(shape.steps, few_rows_steps)};
+    }
+    // Blocks of nearly one size, of whole tiles.
+    const int64_t blocks = ceil_div(num_rows, Tiles::kBlockRows);
+    const int64_t rows = ceil_div(ceil_div(num_rows, blocks), Tiles::kRows) * Tiles::kRows;
+    const int64_t share = shape.num_panels * blocks / (num_workers * kTasksPerWorker);
+    const int64_t panels = std::clamp<int64_t>(share, 1, kPanels);
+    return {rows, panels, panels, std::min(shape.steps, Tiles::kChunkSteps)};
   }
 };
 
@@ -44,8 +50,7 @@ class LinearRun {
       : worker_(worker),
         weight_(weight),
         x_(x),
-        blocking_(x.rows, weight.shape, worker.count, Tiles<T>::kRows, Tiles<T>::kBlockRows,
-                  Weight::kFewRowsSteps),
+        blocking_(Blocking::of<Tiles<T>>(x.rows, weight.shape, worker.count, Weight::kFewRowsSteps)),
         groups_(ceil_div(weight.shape.num_panels, blocking_.panels)),
         num_tasks_(x.rows == 0 ? 0 : groups_ * ceil_div(x.rows, blocking_.rows)) {}
 
@@ -54,8 +59,8 @@ class LinearRun {
     for (int64_t number = worker_.take(); number < num_tasks_; number = worker_.take()) {
       const Task task = task_at(number);
       if (task.first_row != prepared_row_) prepare(task);
-      for (int64_t step = 0; step < weight_.shape.steps; step += blocking_.steps) {
-        multiply_chunk(task, step, to);
+      for (int64_t i = 0; i < task.panels; i += blocking_.together) {
+        multiply(task.part(i, blocking_.together), to);
       }
     }
   }
@@ -63,7 +68,18 @@ class LinearRun {
  private:
   struct Task {
     int64_t first_row, rows, first_panel, panels;
+
+    Task part(int64_t first, int64_t count) const {
+      return {first_row, rows, first_panel + first, std::min(count, panels - first)};
+    }
   };
+
+  template <class Output>
+  void multiply(const Task& task, const Output& to) {
+    for (int64_t step = 0; step < weight_.shape.steps; step += blocking_.steps) {
+      multiply_chunk(task, step, to);
+    }
+  }
 
   Task task_at(int64_t number) const {
     const int64_t row = number / groups_ * blocking_.rows;
@@ -81,41 +97,119 @@ class LinearRun {
   template <class Output>
   void multiply_chunk(const Task& task, int64_t step, const Output& to) {
     const int64_t steps = std::min(blocking_.steps, weight_.shape.steps - step);
-    const bool is_first = step == 0, is_last = step + steps == weight_.shape.steps;
-    const bool keeps = !(is_first && is_last);
+    const bool keeps = steps < weight_.shape.steps || by_strips(task);
     float* sums = scratch(keeps ? task.rows * task.panels : Tiles<T>::kRows);
     for (int64_t i = 0; i < task.panels; ++i) {
-      const int64_t panel = task.first_panel + i;
-      const std::byte* weights = weight_.steps_at(panel, step, steps);
-      for (int64_t row = 0; row < task.rows; row += Tiles<T>::kRows) {
-        const int64_t rows = std::min(Tiles<T>::kRows, task.rows - row);
-        float* out = keeps ? sums + (i * task.rows + row) * kPanelColumns : sums;
-        // The first tile fetches the weights from memory, the others find them in the cache.
-        const Prefetch ahead = row == 0 ? stream(panel, step, steps) : Prefetch{};
-        tiles_.multiply(row, rows, weights, step, steps, !is_first, out, ahead);
-        if (is_last) finish_tile(task.first_row + row, rows, panel, out, to);
+      const Piece piece{task.first_panel + i, step, steps, step + steps == weight_.shape.steps};
+      float* out = keeps ? sums + i * task.rows * kPanelColumns : sums;
+      if (by_strips(task)) {
+        multiply_strips(task, piece, out, to);
+      } else {
+        multiply_panel(task, piece, out, keeps, to);
       }
     }
   }
 
-  // Behind the end of a chunk lies the panel's next one; only the last steps of all have none.
-  Prefetch stream(int64_t panel, int64_t step, int64_t steps) const {
-    if constexpr (std::is_same_v<Weight, Panels>) {
-      const int64_t begin = step + Tiles<T>::kStreamSteps;
-      return {weight_.at(panel, begin), std::clamp<int64_t>(weight_.shape.steps - begin, 0, steps)};
-    } else {
-      return weight_.ahead(panel, step, steps);
+  // Steps of a panel.
+  struct Piece {
+    int64_t panel, step, steps;
+    bool is_last;
+  };
+
+  // `sums` has all rows of the task where it `keeps` them, else those of one tile.
+  template <class Output>
+  void multiply_panel(const Task& task, const Piece& piece, float* sums, bool keeps,
+                      const Output& to) {
+    const Chunk weights = weight_.steps_at(piece.panel, piece.step, piece.steps);
+    for (int64_t row = 0; row < task.rows; row += Tiles<T>::kRows) {
+      const int64_t rows = std::min(Tiles<T>::kRows, task.rows - row);
+      float* out = keeps ? sums + row * kPanelColumns : sums;
+      // The first tile fetches the weights from memory, the others find them in the cache.
+      const Prefetch ahead = row == 0 ? stream(piece) : Prefetch{};
+      tiles_.multiply(row, rows, weights, piece.step, piece.steps, piece.step != 0, out, ahead);
+      for (int64_t r = 0; piece.is_last && r < rows; ++r) {
+        finish_row(task.first_row + row + r, piece.panel, {out + r * kPanelColumns, kStripColumns},
+                   to);
+      }
     }
   }
 
   template <class Output>
-  void finish_tile(int64_t first_row, int64_t rows, int64_t panel, float* sums, const Output& to) {
-    const PanelShape& shape = weight_.shape;
-    for (int64_t r = 0; r < rows; ++r) {
-      float* product = sums + r * kPanelColumns;
-      apply(weight_.terms, panel, product);
-      finish(to, first_row + r, panel * shape.panel_columns, shape.columns_of(panel), product);
+  void multiply_strips(const Task& task, const Piece& piece, float* sums, const Output& to) {
+    if constexpr (Tiles<T>::kByStrips) {
+      const Chunk weights = weight_.steps_at(piece.panel, piece.step, piece.steps);
+      const Piece behind = next(task, piece);
+      const int64_t tiles = ceil_div(task.rows, Tiles<T>::kRows);
+      const int64_t tile_steps = piece.steps / Tiles<T>::kStepGranule;
+      for (int64_t strip = 0; strip < kStrips; ++strip) {
+        const bool finishes = piece.is_last && strip == kStrips - 1;
+        const Span stored = weight_.stored(behind.panel, strip, behind.step, behind.steps);
+        const int64_t share = ceil_div(stored.num_bytes, tiles * kLineBytes) * kLineBytes;
+        int64_t finished = 0;
+        for (int64_t row = 0; row < task.rows; row += Tiles<T>::kRows) {
+          const int64_t rows = std::min(Tiles<T>::kRows, task.rows - row);
+          float* out = sums + (strip * task.rows + row) * kStripColumns;
+          const Span ahead{stored.data + row / Tiles<T>::kRows * share, share};
+          const auto multiply = [&](auto other) {
+            tiles_.multiply_strip(row, rows, weights.at(strip * kStripColumns), piece.step,
+                                  piece.steps, piece.step != 0, out,
+                                  BlockFetch(ahead, tile_steps, other));
+          };
+          if (!finishes) {
+            multiply([] {});
+            continue;
+          }
+          // Rows of the tile before.
+          multiply([&, count = ceil_div(Tiles<T>::kRows, tile_steps)] {
+            for (int64_t end = std::min(finished + count, row); finished < end; ++finished) {
+              finish_strips(task, finished, piece.panel, sums, to);
+            }
+          });
+        }
+        if (!finishes) continue;
+        for (; finished < task.rows; ++finished) {
+          finish_strips(task, finished, piece.panel, sums, to);
+        }
+      }
     }
+  }
+
+  template <class Output>
+  void finish_strips(const Task& task, int64_t row, int64_t panel, float* sums, const Output& to) {
+    finish_row(task.first_row + row, panel,
+               {sums + row * kStripColumns, task.rows * kStripColumns}, to);
+  }
+
+  bool by_strips(const Task& task) const {
+    return Tiles<T>::kByStrips && task.rows > Tiles<T>::kRows;
+  }
+
+  // The piece behind this one: of the next panel, or of the next steps, or of the task that this
+  // worker may take next.
+  Piece next(const Task& task, const Piece& piece) const {
+    const int64_t all = weight_.shape.steps;
+    int64_t panel = piece.panel + 1, step = piece.step;
+    if (panel == task.first_panel + task.panels) {
+      panel = task.first_panel;
+      step += piece.steps;
+    }
+    if (step == all) {
+      panel = (panel + worker_.count * blocking_.panels) % weight_.shape.num_panels;
+      step = 0;
+    }
+    const int64_t steps = std::min(blocking_.steps, all - step);
+    return {panel, step, steps, step + steps == all};
+  }
+
+  Prefetch stream(const Piece& piece) const {
+    return weight_.ahead(piece.panel, piece.step, piece.steps, Tiles<T>::kStreamSteps);
+  }
+
+  template <class Output>
+  void finish_row(int64_t row, int64_t panel, const Product& product, const Output& to) {
+    const PanelShape& shape = weight_.shape;
+    apply(weight_.terms, panel, product);
+    finish(to, row, panel * shape.panel_columns, shape.columns_of(panel), product);
   }
 
   static float* scratch(int64_t rows) {

@@ -4,12 +4,18 @@
 // over k in the same order for every number of rows, so results depend on nothing else.
 //
 //   kRows         most rows of one tile
-//   kBlockRows    rows whose activations stay in the second cache
+//   kBlockRows    rows of a task: so many of their activations stay in the second cache
+//   kChunkSteps   of a panel, or of a strip where `kByStrips`: they stay in the first cache
+//   kByStrips     more rows than a tile has go past one strip after the other
 //   kStepGranule  panels are padded to a multiple of so many steps
 //   kStreamSteps  how far weights are fetched ahead
 //   prepare       takes the rows of a task, that `multiply` counts from
-//   multiply      out[r] (+)= x[first_row + r] @ panel for `steps` steps from `step` on, where
-//                 `panel` points; a row of `out` has 64 elements
+//   multiply      out[r] (+)= x[first_row + r] @ panel for `steps` steps from `step` on, which
+//                 `weights` points to; a row of `out` has 64 elements
+//
+// and where `kByStrips`:
+//
+//   multiply_strip  likewise with a strip, which `weights` points to; a row of `out` has 32 elements
 #pragma once
 
 #include "linear_panels.h"
@@ -17,16 +23,12 @@
 
 namespace pio {
 
-// What a tile brings into the second cache while it computes: step s of `data` at its own step s.
-// A few steps ahead the memory's rate is best; farther ahead it falls by a sixth.
-struct Prefetch {
-  const std::byte* data = nullptr;
-  int64_t steps = 0;
-};
-
-inline void prefetch_step(const std::byte* step) {
-  for (int64_t line = 0; line < kStepBytes; line += 64) {
-    __builtin_prefetch(step + line, 0, 2);
+inline void prefetch_step(const Prefetch& ahead, int64_t step) {
+  for (int64_t strip = 0; strip < kStrips; ++strip) {
+    const std::byte* from = ahead.at(strip, step);
+    for (int64_t line = 0; line < kStepBytes; line += kLineBytes) {
+      __builtin_prefetch(from + line, 0, 2);
+    }
   }
 }
 
@@ -39,6 +41,9 @@ class Tiles;
 
 #if defined(__AMX_BF16__)
 #include "linear_tiles_amx.h"
-#elif defined(__AVX512BF16__)
+#else
+#include "linear_tiles_int8.h"
+#if defined(__AVX512BF16__)
 #include "linear_tiles_bf16.h"
+#endif
 #endif

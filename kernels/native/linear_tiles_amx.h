@@ -6,50 +6,83 @@
 
 #include <algorithm>
 
+#include "linear_fetch.h"
 #include "linear_pad.h"
 #include "linear_tiles.h"
 #include "simd.h"
 
 namespace pio {
 
+// The intrinsics take nothing but digits.
+#define PIO_TILE_PRODUCT(sums, x, weights)    \
+  if constexpr (sizeof(X) == 1) {             \
+    _tile_dpbssd(sums, x, weights);           \
+  } else {                                    \
+    _tile_dpbf16ps(sums, x, weights);         \
+  }
+
 // Which of the eight tile registers holds what.
-//   up to 16 rows: sums 0 1 2 3 (one for each quarter of the panel), x 4, weights 5 6
-//   up to 32 rows: sums 0 1 (rows 0-15), 2 3 (rows 16-31), x 4 5, weights 6 7; half a panel at once
-template <>
-class Tiles<bf16> {
+//   up to 16 rows: sums 0 1 2 3 (one for each 16 columns of the panel), x 4, weights 6 7;
+//                  of a strip, sums 0 1
+//   up to 32 rows: sums 0 1 (rows 0-15), 2 3 (rows 16-31), x 4 5, weights 6 7; one strip at a time
+// `X` is the type of activations and weights: bf16 with float32 sums, or int8 with int32 sums in
+// their place.
+template <class X>
+class AMXTiles {
  public:
   static constexpr int64_t kRows = 32;
   static constexpr int64_t kBlockRows = 512;
+  static constexpr int64_t kChunkSteps = 256;
+  static constexpr bool kByStrips = true;
   static constexpr int64_t kStepGranule = 16;
-  static constexpr int64_t kStreamSteps = 8;
+  static constexpr int64_t kStreamSteps = 16;
 
-  Tiles() = default;
-  Tiles(const Tiles&) = delete;
-  Tiles& operator=(const Tiles&) = delete;
-  ~Tiles() {
+  AMXTiles() = default;
+  AMXTiles(const AMXTiles&) = delete;
+  AMXTiles& operator=(const AMXTiles&) = delete;
+  ~AMXTiles() {
     if (configured_rows_ != 0) _tile_release();
   }
 
-  void prepare(View<const bf16> x, int64_t steps) { x_ = padded_rows(x, steps * 2); }
-
-  void multiply(int64_t first_row, int64_t rows, const std::byte* panel, int64_t step,
-                int64_t steps, bool accumulate, float* out, Prefetch ahead) {
-    const bf16* x = x_.row(first_row) + step * 2;
-    configure(rows);
-    if (rows <= kTileRows) {
-      one_by_four(x, panel, steps, accumulate, out, ahead);
+  // Rows of int8 have codes for all steps of a panel.
+  void prepare(View<const X> x, int64_t steps) {
+    if constexpr (sizeof(X) == 1) {
+      x_ = x;
     } else {
-      two_by_two(x, panel, steps, accumulate, out, ahead);
-      ahead.steps = 0;
-      two_by_two(x, panel + kStepBytes / 2, steps, accumulate, out + kPanelColumns / 2, ahead);
+      x_ = padded_rows(x, steps * kElements);
     }
   }
 
+  void multiply(int64_t first_row, int64_t rows, const Chunk& weights, int64_t step, int64_t steps,
+                bool accumulate, float* out, Prefetch ahead) {
+    const X* x = x_.row(first_row) + step * kElements;
+    configure(rows);
+    if (rows <= kTileRows) return one_by_four(x, weights, steps, accumulate, out, ahead);
+    for (int64_t strip = 0; strip < kStrips; ++strip) {
+      const int64_t column = strip * kStripColumns;
+      two_by_two<kKept>(x, weights.at(column), steps, accumulate, out + column,
+                        StreamFetch(ahead, strip));
+    }
+  }
+
+  template <class Other>
+  void multiply_strip(int64_t first_row, int64_t rows, const std::byte* weights, int64_t step,
+                      int64_t steps, bool accumulate, float* out, const BlockFetch<Other>& fetch) {
+    const X* x = x_.row(first_row) + step * kElements;
+    configure(rows);
+    if (rows <= kTileRows) return one_by_two(x, weights, steps, accumulate, out, fetch);
+    two_by_two<kPassing>(x, weights, steps, accumulate, out, fetch);
+  }
+
  private:
+  static constexpr int64_t kElements = 4 / sizeof(X);  // of a step
   static constexpr int64_t kTileRows = 16;
   static constexpr int64_t kTileSteps = 16;
-  static constexpr int64_t kLine = 64;  // bytes of a tile's row
-  static constexpr int64_t kOutBytes = kPanelColumns * sizeof(float);
+  static constexpr int64_t kPanelOutBytes = kPanelColumns * sizeof(float);
+  static constexpr int64_t kStripOutBytes = kStripColumns * sizeof(float);
+
+  // Whether x is used again from the first cache, or must not push the weights out of it.
+  enum Reuse { kKept, kPassing };
 
   // As the LDTILECFG instruction reads it.
   struct alignas(64) Configuration {
@@ -61,7 +94,7 @@ class Tiles<bf16> {
 
     void set(std::initializer_list<int> tiles, int64_t count) {
       for (const int tile : tiles) {
-        row_bytes[tile] = kLine;
+        row_bytes[tile] = kLineBytes;
         rows[tile] = static_cast<uint8_t>(count);
       }
     }
@@ -73,24 +106,27 @@ class Tiles<bf16> {
     Configuration configuration;
     if (rows <= kTileRows) {
       configuration.set({0, 1, 2, 3, 4}, rows);
-      configuration.set({5, 6}, kTileSteps);
     } else {
       configuration.set({0, 1, 4}, kTileRows);
       configuration.set({2, 3, 5}, rows - kTileRows);
-      configuration.set({6, 7}, kTileSteps);
     }
-    _tile_loadconfig(&configuration);
+    configuration.set({6, 7}, kTileSteps);
+    // GCC's intrinsic reads 8 bytes as far as its optimizer knows.
+    asm volatile("ldtilecfg %0" : : "m"(configuration));
     configured_rows_ = rows;
   }
 
-  void one_by_four(const bf16* x, const std::byte* panel, int64_t steps, bool accumulate,
-                   float* out, Prefetch ahead) const {
-    const int64_t x_bytes = x_.stride * sizeof(bf16);
+  void one_by_four(const X* x, const Chunk& weights, int64_t steps, bool accumulate, float* out,
+                   Prefetch ahead) const {
+    const int64_t x_bytes = x_.stride * sizeof(X);
+    const std::byte* first = weights.at(0);
+    const std::byte* second = weights.at(kStripColumns);
+    StreamFetch first_ahead(ahead, 0), second_ahead(ahead, 1);
     if (accumulate) {
-      _tile_loadd(0, out, kOutBytes);
-      _tile_loadd(1, out + 16, kOutBytes);
-      _tile_loadd(2, out + 32, kOutBytes);
-      _tile_loadd(3, out + 48, kOutBytes);
+      _tile_loadd(0, out, kPanelOutBytes);
+      _tile_loadd(1, out + 16, kPanelOutBytes);
+      _tile_loadd(2, out + 32, kPanelOutBytes);
+      _tile_loadd(3, out + 48, kPanelOutBytes);
     } else {
       _tile_zero(0);
       _tile_zero(1);
@@ -98,33 +134,59 @@ class Tiles<bf16> {
       _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s += kTileSteps) {
-      const std::byte* weights = panel + s * kStepBytes;
-      _tile_loadd(4, x + s * 2, x_bytes);
-      _tile_loadd(5, weights, kStepBytes);
-      _tile_dpbf16ps(0, 4, 5);
-      read_ahead(ahead, s + 0, 4);
-      _tile_loadd(6, weights + kLine, kStepBytes);
-      _tile_dpbf16ps(1, 4, 6);
-      read_ahead(ahead, s + 4, 4);
-      _tile_loadd(5, weights + 2 * kLine, kStepBytes);
-      _tile_dpbf16ps(2, 4, 5);
-      read_ahead(ahead, s + 8, 4);
-      _tile_loadd(6, weights + 3 * kLine, kStepBytes);
-      _tile_dpbf16ps(3, 4, 6);
-      read_ahead(ahead, s + 12, 4);
+      _tile_loadd(4, x + s * kElements, x_bytes);
+      _tile_loadd(6, first + s * kStepBytes, kStepBytes);
+      PIO_TILE_PRODUCT(0, 4, 6)
+      first_ahead.before(0);
+      _tile_loadd(7, first + s * kStepBytes + kLineBytes, kStepBytes);
+      PIO_TILE_PRODUCT(1, 4, 7)
+      first_ahead.before(1);
+      _tile_loadd(6, second + s * kStepBytes, kStepBytes);
+      PIO_TILE_PRODUCT(2, 4, 6)
+      second_ahead.before(0);
+      _tile_loadd(7, second + s * kStepBytes + kLineBytes, kStepBytes);
+      PIO_TILE_PRODUCT(3, 4, 7)
+      second_ahead.before(1);
     }
-    _tile_stored(0, out, kOutBytes);
-    _tile_stored(1, out + 16, kOutBytes);
-    _tile_stored(2, out + 32, kOutBytes);
-    _tile_stored(3, out + 48, kOutBytes);
+    _tile_stored(0, out, kPanelOutBytes);
+    _tile_stored(1, out + 16, kPanelOutBytes);
+    _tile_stored(2, out + 32, kPanelOutBytes);
+    _tile_stored(3, out + 48, kPanelOutBytes);
   }
 
-  // `panel` and `out` begin at the first of 32 columns.
-  void two_by_two(const bf16* x, const std::byte* panel, int64_t steps, bool accumulate, float* out,
-                  Prefetch ahead) const {
-    const int64_t x_bytes = x_.stride * sizeof(bf16);
-    const bf16* lower = x + kTileRows * x_.stride;
-    float* lower_out = out + kTileRows * kPanelColumns;
+  template <class Fetch>
+  void one_by_two(const X* x, const std::byte* strip, int64_t steps, bool accumulate, float* out,
+                  Fetch fetch) const {
+    const int64_t x_bytes = x_.stride * sizeof(X);
+    if (accumulate) {
+      _tile_loadd(0, out, kStripOutBytes);
+      _tile_loadd(1, out + 16, kStripOutBytes);
+    } else {
+      _tile_zero(0);
+      _tile_zero(1);
+    }
+    for (int64_t s = 0; s < steps; s += kTileSteps) {
+      const std::byte* weights = strip + s * kStepBytes;
+      _tile_loadd(4, x + s * kElements, x_bytes);
+      _tile_loadd(6, weights, kStepBytes);
+      PIO_TILE_PRODUCT(0, 4, 6)
+      fetch.before(0);
+      _tile_loadd(7, weights + kLineBytes, kStepBytes);
+      PIO_TILE_PRODUCT(1, 4, 7)
+      fetch.before(1);
+    }
+    _tile_stored(0, out, kStripOutBytes);
+    _tile_stored(1, out + 16, kStripOutBytes);
+  }
+
+  template <Reuse reuse, class Fetch>
+  void two_by_two(const X* x, const std::byte* strip, int64_t steps, bool accumulate, float* out,
+                  Fetch fetch) const {
+    const int64_t x_bytes = x_.stride * sizeof(X);
+    // Sums of a panel or of a strip.
+    constexpr int64_t kOutBytes = reuse == kKept ? kPanelOutBytes : kStripOutBytes;
+    const X* lower = x + kTileRows * x_.stride;
+    float* lower_out = out + kTileRows * kOutBytes / static_cast<int64_t>(sizeof(float));
     if (accumulate) {
       _tile_loadd(0, out, kOutBytes);
       _tile_loadd(1, out + 16, kOutBytes);
@@ -137,19 +199,25 @@ class Tiles<bf16> {
       _tile_zero(3);
     }
     for (int64_t s = 0; s < steps; s += kTileSteps) {
-      const std::byte* weights = panel + s * kStepBytes;
-      _tile_loadd(4, x + s * 2, x_bytes);
+      const std::byte* weights = strip + s * kStepBytes;
+      if constexpr (reuse == kPassing) {
+        _tile_stream_loadd(4, x + s * kElements, x_bytes);
+      } else {
+        _tile_loadd(4, x + s * kElements, x_bytes);
+      }
       _tile_loadd(6, weights, kStepBytes);
-      _tile_dpbf16ps(0, 4, 6);
-      read_ahead(ahead, s + 0, 4);
-      _tile_loadd(7, weights + kLine, kStepBytes);
-      _tile_dpbf16ps(1, 4, 7);
-      read_ahead(ahead, s + 4, 4);
-      _tile_loadd(5, lower + s * 2, x_bytes);
-      _tile_dpbf16ps(2, 5, 6);
-      read_ahead(ahead, s + 8, 4);
-      _tile_dpbf16ps(3, 5, 7);
-      read_ahead(ahead, s + 12, 4);
+      PIO_TILE_PRODUCT(0, 4, 6)
+      fetch.before(0);
+      _tile_loadd(7, weights + kLineBytes, kStepBytes);
+      PIO_TILE_PRODUCT(1, 4, 7)
+      fetch.before(1);
+      if constexpr (reuse == kPassing) {
+        _tile_stream_loadd(5, lower + s * kElements, x_bytes);
+      } else {
+        _tile_loadd(5, lower + s * kElements, x_bytes);
+      }
+      PIO_TILE_PRODUCT(2, 5, 6)
+      PIO_TILE_PRODUCT(3, 5, 7)
     }
     _tile_stored(0, out, kOutBytes);
     _tile_stored(1, out + 16, kOutBytes);
@@ -157,14 +225,15 @@ class Tiles<bf16> {
     _tile_stored(3, lower_out + 16, kOutBytes);
   }
 
-  // A part of what belongs to 16 steps at a time: a burst would fill the queue of missed lines.
-  static void read_ahead(Prefetch ahead, int64_t first, int64_t count) {
-    const int64_t end = std::min(first + count, ahead.steps);
-    for (int64_t step = first; step < end; ++step) prefetch_step(ahead.data + step * kStepBytes);
-  }
-
-  View<const bf16> x_{};
+  View<const X> x_{};
   int64_t configured_rows_ = 0;
 };
+
+#undef PIO_TILE_PRODUCT
+
+template <>
+class Tiles<bf16> : public AMXTiles<bf16> {};
+template <>
+class Tiles<int8_t> : public AMXTiles<int8_t> {};
 
 }  // namespace pio

@@ -8,7 +8,7 @@
 namespace pio {
 
 template <int Rows>
-void dot_tile(const bf16* x, int64_t stride, const std::byte* panel, int64_t steps,
+void dot_tile(const bf16* x, int64_t stride, const Chunk& panel, int64_t steps,
               bool accumulate, float* out, Prefetch ahead) {
   __m512 sums[Rows][4];
   for (int r = 0; r < Rows; ++r) {
@@ -18,11 +18,11 @@ void dot_tile(const bf16* x, int64_t stride, const std::byte* panel, int64_t ste
     }
   }
   const auto step = [&](int64_t s) __attribute__((always_inline)) {
-    const std::byte* row = panel + s * kStepBytes;
     __m512bh weights[4];
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) {
-      weights[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(row + v * 64));
+      const std::byte* columns = panel.at(v * simd::kLanes) + s * kStepBytes;
+      weights[v] = reinterpret_cast<__m512bh>(_mm512_loadu_si512(columns));
     }
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -34,8 +34,8 @@ void dot_tile(const bf16* x, int64_t stride, const std::byte* panel, int64_t ste
     }
   };
   int64_t s = 0;
-  for (; s < ahead.steps; ++s) {
-    prefetch_step(ahead.data + s * kStepBytes);
+  for (const int64_t end = ahead.all_steps(); s < end; ++s) {
+    prefetch_step(ahead, s);
     step(s);
   }
   for (; s < steps; ++s) step(s);
@@ -49,12 +49,14 @@ class Tiles<bf16> {
  public:
   static constexpr int64_t kRows = 6;
   static constexpr int64_t kBlockRows = 96;
+  static constexpr int64_t kChunkSteps = 128;
+  static constexpr bool kByStrips = false;
   static constexpr int64_t kStepGranule = 1;
   static constexpr int64_t kStreamSteps = 4;
 
   void prepare(View<const bf16> x, int64_t steps) { x_ = padded_rows(x, steps * 2); }
 
-  void multiply(int64_t first_row, int64_t rows, const std::byte* panel, int64_t step,
+  void multiply(int64_t first_row, int64_t rows, const Chunk& panel, int64_t step,
                 int64_t steps, bool accumulate, float* out, Prefetch ahead) {
     const bf16* x = x_.row(first_row) + step * 2;
     switch (rows) {

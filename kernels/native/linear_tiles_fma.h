@@ -21,13 +21,15 @@ inline void load_pairs(const bf16* from, simd::Floats& even, simd::Floats& odd) 
 #endif
 }
 
-// Registers hold the sums of `Rows` rows by `Vectors` vectors of columns; `panel` begins at the
-// first of these columns, `out` at the first sum.
+// Registers hold the sums of `Rows` rows by `Vectors` vectors of columns, from column `first` on.
 template <class W, int Rows, int Vectors>
-[[gnu::always_inline]] inline void fma_strip(const float* x, int64_t stride, const std::byte* panel,
-                                             int64_t steps, bool accumulate, float* out,
-                                             Prefetch ahead) {
+[[gnu::always_inline]] inline void fma_columns(const float* x, int64_t stride, const Chunk& panel,
+                                               int64_t first, int64_t steps, bool accumulate,
+                                               float* out, Prefetch ahead) {
   constexpr int64_t kLanes = simd::kLanes;
+  out += first;
+  const std::byte* columns[Vectors];
+  for (int v = 0; v < Vectors; ++v) columns[v] = panel.at(first + v * kLanes);
   simd::Floats sums[Rows][Vectors];
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < Vectors; ++v) {
@@ -43,23 +45,25 @@ template <class W, int Rows, int Vectors>
     }
   };
   const auto step = [&](int64_t s) __attribute__((always_inline)) {
-    const W* row = reinterpret_cast<const W*>(panel + s * kStepBytes);
+    const auto at = [&](int v) __attribute__((always_inline)) {
+      return reinterpret_cast<const W*>(columns[v] + s * kStepBytes);
+    };
     simd::Floats weights[Vectors];
     if constexpr (sizeof(W) == 4) {
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) weights[v] = simd::load(row + v * kLanes);
+      for (int v = 0; v < Vectors; ++v) weights[v] = simd::load(at(v));
       add(weights, s);
     } else {
       simd::Floats odd[Vectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) load_pairs(row + v * kLanes * 2, weights[v], odd[v]);
+      for (int v = 0; v < Vectors; ++v) load_pairs(at(v), weights[v], odd[v]);
       add(weights, s * 2);
       add(odd, s * 2 + 1);
     }
   };
   int64_t s = 0;
-  for (; s < ahead.steps; ++s) {
-    prefetch_step(ahead.data + s * kStepBytes);
+  for (const int64_t end = ahead.all_steps(); s < end; ++s) {
+    prefetch_step(ahead, s);
     step(s);
   }
   for (; s < steps; ++s) step(s);
@@ -70,19 +74,18 @@ template <class W, int Rows, int Vectors>
 
 // How many vectors of columns fit into the registers beside the weights and one element.
 template <int Rows>
-constexpr int strip_vectors() {
+constexpr int vectors_at_once() {
   if (simd::kLanes == 16) return 4;            // 32 registers: up to 6 rows of all 64 columns
   return Rows == 1 ? 8 : Rows <= 3 ? 4 : 2;      // 16 registers
 }
 
 template <class W, int Rows>
-void fma_tile(const float* x, int64_t stride, const std::byte* panel, int64_t steps,
+void fma_tile(const float* x, int64_t stride, const Chunk& panel, int64_t steps,
               bool accumulate, float* out, Prefetch ahead) {
-  constexpr int kVectors = strip_vectors<Rows>();
+  constexpr int kVectors = vectors_at_once<Rows>();
   for (int64_t column = 0; column < kPanelColumns; column += kVectors * simd::kLanes) {
-    fma_strip<W, Rows, kVectors>(x, stride, panel + column * 4, steps, accumulate, out + column,
-                                 ahead);
-    ahead.steps = 0;
+    fma_columns<W, Rows, kVectors>(x, stride, panel, column, steps, accumulate, out, ahead);
+    ahead = {};
   }
 }
 
@@ -92,6 +95,8 @@ class FMATiles {
  public:
   static constexpr int64_t kRows = 6;
   static constexpr int64_t kBlockRows = 96;
+  static constexpr int64_t kChunkSteps = 128;
+  static constexpr bool kByStrips = false;
   static constexpr int64_t kStepGranule = 1;
   static constexpr int64_t kStreamSteps = 4;
 
@@ -103,7 +108,7 @@ class FMATiles {
     }
   }
 
-  void multiply(int64_t first_row, int64_t rows, const std::byte* panel, int64_t step,
+  void multiply(int64_t first_row, int64_t rows, const Chunk& panel, int64_t step,
                 int64_t steps, bool accumulate, float* out, Prefetch ahead) {
     const float* x = x_.row(first_row) + step * (4 / sizeof(W));
     switch (rows) {

@@ -9,6 +9,21 @@ namespace pio {
 // How far ahead codes are fetched from memory.
 constexpr int64_t kCodesAhead = 4096;
 
+// Where blocks are widened to: to both strips of a chunk.
+template <class T>
+struct BlockOut {
+  T* data;
+  int64_t strip_codes;  // from the first strip to the second
+
+  // The place of a block's code.
+  PIO_INLINE T* at(int64_t code) const {
+    return data + code / kBlockStripCodes * strip_codes + code % kBlockStripCodes;
+  }
+  PIO_INLINE BlockOut behind(int64_t blocks) const {
+    return {data + blocks * kBlockStripCodes, strip_codes};
+  }
+};
+
 // The readers of a block call take(i, a, b) for each two vectors of numbers, the codes from i on.
 class ByteCodes {
  public:
@@ -20,16 +35,16 @@ class ByteCodes {
   }
 
   // Codes that stand for themselves.
-  PIO_INLINE void widen(const std::byte* block, float* out) const {
+  PIO_INLINE void widen(const std::byte* block, const BlockOut<float>& out) const {
     each(block, [&](int i, simd::Floats a, simd::Floats b) __attribute__((always_inline)) {
-      simd::store_both(out + i, a, b);
+      simd::store_both(out.at(i), a, b);
     });
   }
-  PIO_INLINE void widen(const std::byte* block, bf16* out) const {
+  PIO_INLINE void widen(const std::byte* block, const BlockOut<bf16>& out) const {
 #pragma GCC unroll 8
     for (int i = 0; i < kPanelColumns; i += simd::kLanes) {
       const std::byte* first = block + i / 16 * 32 + i % 16;
-      simd::store_exact_pairs(out + 2 * i, simd::load_int8(first), simd::load_int8(first + 16));
+      simd::store_exact_pairs(out.at(2 * i), simd::load_int8(first), simd::load_int8(first + 16));
     }
   }
 
@@ -84,8 +99,9 @@ struct alignas(64) BlockTerms {
     for (int64_t column = 0; column < kPanelColumns; column += simd::kLanes) {
       const simd::Floats x = load(column);
       if constexpr (sizeof(T) == 4) {
-        simd::store(values + column, x);
-        simd::store(values + kPanelColumns + column, x);
+        float* first = values + column / kStripColumns * kBlockStripCodes + column % kStripColumns;
+        simd::store(first, x);
+        simd::store(first + kStripColumns, x);
       } else {
         simd::store_doubled(values + column * 2, x);
       }
@@ -104,13 +120,13 @@ BlockTerms<T> scales_of(const GroupLayout& layout, const std::byte* group) {
 
 template <class T, class Codes>
 void widen_scaled(const GroupLayout& layout, const Codes codes, const std::byte* group,
-                  int64_t first, int64_t count, T* out) {
+                  int64_t first, int64_t count, BlockOut<T> out) {
   const std::byte* block = group + layout.codes_at() + first * layout.block_bytes;
   // One loop for each kind of group: a test in it would cost as much as the rest.
   const auto for_blocks = [&](auto finished) __attribute__((always_inline)) {
-    for (int64_t b = 0; b < count; ++b, block += layout.block_bytes, out += kBlockCodes) {
+    for (int64_t b = 0; b < count; ++b, block += layout.block_bytes, out = out.behind(1)) {
       codes.read(block, [&](int i, simd::Floats x, simd::Floats y) __attribute__((always_inline)) {
-        simd::store_both(out + i, finished(i, x), finished(i + simd::kLanes, y));
+        simd::store_both(out.at(i), finished(i, x), finished(i + simd::kLanes, y));
       });
     }
   };
@@ -128,7 +144,7 @@ void widen_scaled(const GroupLayout& layout, const Codes codes, const std::byte*
 // `count` blocks of the group that begins at `group`, from block `first` on.
 template <class T>
 void widen(const GroupLayout& layout, const float* table, const std::byte* group, int64_t first,
-           int64_t count, T* out) {
+           int64_t count, BlockOut<T> out) {
   if (layout.block_bytes != kBlockCodes) {
     widen_scaled(layout, NibbleCodes(table), group, first, count, out);
   } else if (layout.scale_bytes != 0) {
@@ -138,7 +154,7 @@ void widen(const GroupLayout& layout, const float* table, const std::byte* group
     const std::byte* behind = block + count * kBlockCodes;  // half of it: see `CodePanels::ahead`
     for (int64_t b = 0; b < count; ++b) {
       __builtin_prefetch(behind + b * kBlockCodes / 2);
-      ByteCodes().widen(block + b * kBlockCodes, out + b * kBlockCodes);
+      ByteCodes().widen(block + b * kBlockCodes, out.behind(b));
     }
   }
 }

@@ -258,6 +258,20 @@ PIO_INLINE Floats exp(Floats x) {
   return unless_below(scaled(power, n), x, filled(-87.3f));
 }
 
+// Two vectors, one behind the other.
+PIO_INLINE void store_both(float* to, Floats first, Floats second) {
+  store(to, first);
+  store(to + kLanes, second);
+}
+PIO_INLINE void store_both(bf16* to, Floats first, Floats second) {
+#ifdef __AVX512BF16__
+  _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
+#else
+  store(to, first);
+  store(to + kLanes, second);
+#endif
+}
+
 // x as an element of type T would hold it.
 template <class T>
 PIO_INLINE Floats rounded_to(Floats x);

@@ -7,20 +7,6 @@
 
 namespace pio::simd {
 
-// Two vectors, one behind the other.
-PIO_INLINE void store_both(float* to, Floats first, Floats second) {
-  store(to, first);
-  store(to + kLanes, second);
-}
-PIO_INLINE void store_both(bf16* to, Floats first, Floats second) {
-#ifdef __AVX512BF16__
-  _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first)));
-#else
-  store(to, first);
-  store(to + kLanes, second);
-#endif
-}
-
 #ifdef __AVX512F__
 
 // Lane after lane, `even` before `odd`; both are numbers that bf16 holds exactly.

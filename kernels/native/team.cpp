@@ -12,6 +12,8 @@
 #include <string>
 #include <thread>
 
+#include "huge_buffer.h"
+
 namespace pio {
 
 namespace {
@@ -63,6 +65,8 @@ struct Team::State {
   std::mutex turn;
   bool started = false;
   const std::function<void(Worker&)>* body = nullptr;
+  HugeBuffer shared;
+  size_t shared_bytes = 0;
   alignas(kCacheLine) std::atomic<uint32_t> region{0};
   alignas(kCacheLine) std::atomic<uint32_t> generation{0};
   alignas(kCacheLine) std::atomic<int> arrived{0};
@@ -83,6 +87,19 @@ void Worker::barrier() {
   } else {
     wait_while(state.generation, generation);
   }
+}
+
+std::byte* Worker::shared(size_t num_bytes) {
+  Team::State& state = *team_.state_;
+  if (state.shared_bytes < num_bytes) {
+    barrier();  // all have seen that it is too small
+    if (index == 0) {
+      state.shared = HugeBuffer(num_bytes);
+      state.shared_bytes = num_bytes;
+    }
+    barrier();
+  }
+  return state.shared.data();
 }
 
 int64_t Worker::take() { return team_.state_->next.fetch_add(1, std::memory_order_relaxed); }

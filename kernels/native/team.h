@@ -5,6 +5,7 @@
 // end without waiting for each other: whoever reads what a kernel wrote calls `barrier` before.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 
@@ -21,6 +22,10 @@ class Worker {
 
   // Waits for the others; what they wrote before is seen after. Resets the shared counter.
   void barrier();
+
+  // Memory that all workers of the team share, at least so many bytes, until the next call. All of
+  // them call it with the same size.
+  std::byte* shared(size_t num_bytes);
 
   // The next number 0, 1, 2, ... that no other worker has taken since the last barrier.
   int64_t take();

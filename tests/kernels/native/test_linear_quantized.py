@@ -24,6 +24,7 @@ from inference_pio.kernels.native.linear_quantized import (
 )
 from inference_pio.kernels.native_kernels import NativeKernels
 from inference_pio.kernels.quantized import CodeFormat, QuantizedWeight, pack_pairs
+from inference_pio.kernels.torch_quantized import round_activations
 
 from .linear_samples import DTYPES, SETS, built, random
 
@@ -271,3 +272,65 @@ def test_errors_say_what_is_wrong(library: Library) -> None:
         QuantizedLinear(library, team, quantized("int4", (8, 96), 33), None, torch.float32)
     with pytest.raises(KernelError, match="alike"):
         QuantizedSwiGLU(library, team, weight, quantized("nf4", (9, 96), 32), torch.float32)
+
+
+def rounded_product(x: Tensor, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+    """What int8 activations give, in float64, and the sum of its terms' magnitudes."""
+    codes_TC, scales_T1 = round_activations(x)
+    sums_TO = codes_TC.double() @ weight.codes.double().T
+    exact_TO = sums_TO * scales_T1.double() * weight.scales_OG.double().view(-1)
+    return exact_TO, exact_TO.abs()
+
+
+def with_int8_activations(shape: tuple[int, int], seed: int = 0) -> QuantizedWeight:
+    weight = quantized("int8", shape, shape[1], scale_dtype=torch.float32, seed=seed)
+    return replace(weight, int8_activations=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_activations_equal_exact_sums_scaled(library: Library, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        weight = with_int8_activations(shape)
+        bias = random(1, shape[0], torch.float32, 1)[0]
+        packed = QuantizedLinear(library, library.team(2), weight, bias, dtype)
+        x = random(max(ROWS), shape[1], dtype, 2)
+        x[3] = 0
+        x[4] *= 1e-20
+        exact, magnitude = rounded_product(x, weight)
+        in_float32 = packed.in_float32(x)
+        # Conversion, two products and the bias are each wrong by half a unit of float32.
+        bound = (magnitude * 4 + bias.abs()) * 2.0**-24 + 1e-37
+        assert bool(((in_float32.double() - exact - bias).abs() <= bound).all()), shape
+        for rows in ROWS:
+            assert torch.equal(packed(x[:rows]), in_float32[:rows].to(dtype)), (shape, rows)
+
+
+def test_int8_activations_of_many_rows_and_threads(library: Library) -> None:
+    weight, x = with_int8_activations((200, 2100)), random(700, 2100, torch.bfloat16, 1)
+    expected = QuantizedLinear(library, library.team(1), weight, None, torch.bfloat16)
+    packed = QuantizedLinear(library, library.team(3), weight, None, torch.bfloat16)
+    exact, magnitude = rounded_product(x, weight)
+    out = packed.in_float32(x)
+    assert bool(((out.double() - exact).abs() <= magnitude * 2.0**-22).all())
+    for start, end in ((0, 700), (699, 700), (3, 9), (5, 520)):
+        assert torch.equal(expected.in_float32(x[start:end]), out[start:end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int8_activations_in_a_swiglu(library: Library, dtype: torch.dtype) -> None:
+    gate, up = with_int8_activations((100, 48), 0), with_int8_activations((100, 48), 1)
+    packed = QuantizedSwiGLU(library, library.team(2), gate, up, dtype)
+    x = random(40, 48, dtype, 2)
+    exact = torch.nn.functional.silu(rounded_product(x, gate)[0]) * rounded_product(x, up)[0]
+    torch.testing.assert_close(packed(x).double(), exact, rtol=2.1 * UNIT[dtype], atol=1e-4)
+
+
+def test_what_is_not_finite_does_not_become_an_int8_code(library: Library) -> None:
+    weight, x = with_int8_activations((70, 64)), random(33, 64, torch.float32, 1)
+    packed = QuantizedLinear(library, library.team(2), weight, None, torch.float32)
+    expected = packed(x)
+    x[4, 5], x[20, 63] = float("nan"), float("inf")
+    out = packed(x)
+    assert bool(out[[4, 20]].isnan().all())
+    rest = [row for row in range(33) if row not in (4, 20)]
+    assert torch.equal(out[rest], expected[rest])

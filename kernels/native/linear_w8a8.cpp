@@ -1,0 +1,96 @@
+#include "linear_w8a8.h"
+
+#include <stdexcept>
+#include <utility>
+
+#include "linear_codes.h"
+#include "linear_of_panels.h"
+#include "linear_rounding.h"
+
+namespace pio {
+
+namespace {
+
+// Makes products of int32 sums before they become what `to` says.
+template <class Output>
+struct Rescaled {
+  Output to;
+  const float* token_scales;
+  const ColumnTerms& terms;
+  int64_t panel_columns;  // results of one panel
+};
+
+template <class Output>
+void finish(const Rescaled<Output>& to, int64_t row, int64_t first, int64_t columns,
+            const Product& product) {
+  const simd::Floats scale = simd::filled(to.token_scales[row]);
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
+    float* at = product.at(i);
+    simd::store(at, simd::to_floats(simd::load_ints(at)) * scale);
+  }
+  apply(to.terms, first / to.panel_columns, product);
+  finish(to.to, row, first, columns, product);
+}
+
+template <class T>
+class W8A8Linear final : public PackedLinear<T> {
+ public:
+  W8A8Linear(Panels panels, ColumnTerms terms)
+      : panels_(std::move(panels)), terms_(std::move(terms)) {}
+
+  int64_t in_features() const override { return panels_.shape.in_features; }
+  int64_t out_features() const override { return panels_.shape.columns; }
+  int64_t num_bytes() const override { return panels_.num_bytes(); }
+
+  void run(Worker& worker, View<const T> x, Store<T> to) const override { run_to(worker, x, to); }
+  void run(Worker& worker, View<const T> x, StoreFloat to) const override { run_to(worker, x, to); }
+  void run(Worker& worker, View<const T> x, AddTo<T> to) const override { run_to(worker, x, to); }
+  void run(Worker& worker, View<const T> x, AddToStream to) const override {
+    run_to(worker, x, to);
+  }
+  void run(Worker& worker, View<const T> x, SwiGLU<T> to) const override { run_to(worker, x, to); }
+
+ private:
+  template <class Output>
+  void run_to(Worker& worker, View<const T> x, const Output& to) const {
+    const RoundedRows rows = round_rows(worker, x, panels_.shape.steps * 4);
+    LinearRun<int8_t, Panels>(worker, panels_, rows.codes)(
+        Rescaled<Output>{to, rows.scales, terms_, panels_.shape.panel_columns});
+  }
+
+  Panels panels_;
+  ColumnTerms terms_;  // after the token's scale
+};
+
+}  // namespace
+
+template <class T>
+std::unique_ptr<PackedLinear<T>> pack_w8a8(Team& team, const std::vector<QuantizedView>& weights,
+                                           const float* bias) {
+  const QuantizedView& first = weights.front();
+  if (!first.has_row_scales()) {
+    throw std::invalid_argument("int8 activations need int8 weights with one scale a row");
+  }
+  const int64_t share = kPanelColumns / static_cast<int64_t>(weights.size());
+  const auto shape = plan_panels<int8_t>(first.cols, first.rows, share);
+  Panels panels = pack_panels<int8_t>(team, shape, [&](int64_t panel, int64_t column) {
+    const QuantizedView& weight = weights[column / share];
+    const int64_t row = panel * share + column % share;
+    const auto* codes = reinterpret_cast<const int8_t*>(weight.codes);
+    return row < weight.rows ? codes + row * weight.row_bytes : nullptr;
+  });
+  ColumnTerms terms{.scales = row_scales(weights, shape.num_panels), .bias = {}};
+  if (bias != nullptr) {
+    terms.bias.assign(bias, bias + first.rows);
+    terms.bias.resize(shape.num_panels * kPanelColumns);
+  }
+  return std::make_unique<W8A8Linear<T>>(std::move(panels), std::move(terms));
+}
+
+template std::unique_ptr<PackedLinear<float>> pack_w8a8(Team&, const std::vector<QuantizedView>&,
+                                                        const float*);
+template std::unique_ptr<PackedLinear<bf16>> pack_w8a8(Team&, const std::vector<QuantizedView>&,
+                                                       const float*);
+
+}  // namespace pio
