@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inference_pio import LLM, EngineConfig, SamplingParams
 from inference_pio.kernels.native.library import cpu_flags, usable
