@@ -27,6 +27,7 @@ class Wishes:
     port: int | None = None
     dtype: str | None = None
     quantization: str | None = None
+    attention: str | None = None
     served_model_name: str | None = None
 
 
@@ -78,6 +79,7 @@ def put_wishes(arguments: dict[str, Any], wishes: Wishes) -> dict[str, Any]:
         ("engine", "model", wishes.model),
         ("engine", "dtype", wishes.dtype),
         ("engine", "quantization", wishes.quantization),
+        ("engine", "attention", wishes.attention),
         ("http", "host", wishes.host),
         ("http", "port", wishes.port),
     )
@@ -93,7 +95,7 @@ def put_wishes(arguments: dict[str, Any], wishes: Wishes) -> dict[str, Any]:
             typed = pool.pop("model", None)
             if typed is not None and len(names) > 1:
                 pool.setdefault("served_model_name", typed)
-    for key in ("model", "dtype", "quantization"):
+    for key in ("model", "dtype", "quantization", "attention"):
         if getattr(wishes, key) is not None:
             for pool in pools:
                 (pool.get("engine") or {}).pop(key, None)

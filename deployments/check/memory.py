@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...workers.config import EngineConfig
+from ...workers.loading import attention_pattern
 from ...workers.memory import num_kv_blocks
 from ...workers.model.cache import KVCache
 from ...workers.model.config import DTYPES, CheckpointError, ModelConfig
@@ -77,7 +78,10 @@ def engine_memory(config: EngineConfig) -> tuple[RankMemory, ...]:
             # Steps that are split by tokens need every weight of the stage, beside the rank's own.
             weights += _weight_bytes(shapes, shard.whole_layers, with_head=False)
         per_block = KVCache.bytes_per_block(
-            shard.local_config(shapes), config.block_size, shapes.dtype
+            shard.local_config(shapes),
+            config.block_size,
+            shapes.dtype,
+            attention_pattern(config.attention),
         )
         ranks.append(RankMemory(rank, weights, None if blocks is None else blocks * per_block))
     return tuple(ranks)
@@ -93,7 +97,9 @@ def _kv_blocks(config: EngineConfig, shapes: ModelConfig) -> int | None:
     if config.kv_cache_bytes is None:
         return None
     blocks = num_kv_blocks(
-        bytes_per_block=KVCache.bytes_per_block(shapes, config.block_size, shapes.dtype),
+        bytes_per_block=KVCache.bytes_per_block(
+            shapes, config.block_size, shapes.dtype, attention_pattern(config.attention)
+        ),
         told_bytes=config.kv_cache_bytes,
         free=0,
         share=config.kv_memory_share,

@@ -66,6 +66,14 @@ Budget = Annotated[
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Tokens to generate at most.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.")]
 Precision = Annotated[DType, typer.Option(help="Weights and KV cache.")]
+Attention = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="Which keys a token attends to: full, or an approximation: sliding_window:WINDOW, "
+        "sink_window:WINDOW+SINKS or top_pages:PAGES.",
+    ),
+]
 Url = Annotated[
     str | None, typer.Option(help="Ask this running server instead of loading a model.")
 ]
@@ -96,6 +104,10 @@ def serve_command(
         Format | None,
         typer.Option(help="Round the linears while loading.", show_default="none"),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="As of [bold]generate[/].", show_default="full"),
+    ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="The model's name in the API.", show_default="MODEL")
     ] = None,
@@ -115,6 +127,7 @@ def serve_command(
             port,
             None if dtype is None else dtype.value,
             None if quantization is None else quantization.value,
+            attention,
             served_model_name,
         ),
     )
@@ -166,6 +179,7 @@ def generate_command(
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     seed: Seed = None,
     dtype: Precision = DType.AUTO,
+    attention: Attention = "full",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer one prompt without a server. Standard output carries the answer only."""
@@ -176,7 +190,9 @@ def generate_command(
         temperature=temperature, seed=seed, max_tokens=max_tokens, thinking_budget=budget
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    run_generate(text, model, dtype.value, params, thinking=think, raw=raw, as_json=as_json)
+    run_generate(
+        text, model, dtype.value, attention, params, thinking=think, raw=raw, as_json=as_json
+    )
 
 
 @app.command(

@@ -18,6 +18,10 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the report here
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
 QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4 or nf4.")]
+AttentionOption = Annotated[
+    str,
+    typer.Option(help="full, sliding_window:WINDOW, sink_window:WINDOW+SINKS or top_pages:PAGES."),
+]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 
@@ -29,6 +33,7 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 def speed(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
+    attention: AttentionOption = "full",
     rounds: Rounds = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
@@ -42,7 +47,7 @@ def speed(
     """
     from .bench_runs import run_speed
 
-    run_speed(model, dtype, rounds, threads, json_file, picture)
+    run_speed(model, dtype, attention, rounds, threads, json_file, picture)
 
 
 @bench_app.command(
@@ -100,6 +105,7 @@ def serve(
         bool, typer.Option("--offline", help="Run the engine alone in turn (with --streams).")
     ] = False,
     dtype: DTypeOption = "auto",
+    attention: AttentionOption = "full",
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
@@ -110,7 +116,7 @@ def serve(
     from .bench_runs import ServeWishes, run_serve
 
     wishes = ServeWishes(
-        model, url, config, dtype, streams, rate, requests, max_tokens, rounds, offline
+        model, url, config, dtype, attention, streams, rate, requests, max_tokens, rounds, offline
     )
     run_serve(wishes, json_file, picture)
 
@@ -126,13 +132,21 @@ def accuracy(
     seed: Annotated[int, typer.Option(help="Of the problems and of sampling.")] = 0,
     dtype: DTypeOption = "auto",
     quantization: QuantizationOption = "none",
+    attention: AttentionOption = "full",
+    block_size: Annotated[int, typer.Option(min=1, help="Tokens in a KV block.")] = 64,
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
     """The embedded model on unseen problems of every kind, thinking and not."""
     from .bench_runs import run_accuracy
 
-    run_accuracy(count, temperature, seed, dtype, quantization, json_file, picture)
+    options = {
+        "dtype": dtype,
+        "quantization": quantization,
+        "attention": attention,
+        "block_size": block_size,
+    }
+    run_accuracy(count, temperature, seed, options, json_file, picture)
 
 
 @bench_app.command(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -28,6 +29,7 @@ class ServeWishes:
     url: str | None
     config: Path | None
     dtype: str
+    attention: str
     streams: int | None
     rate: float | None
     requests: int
@@ -39,6 +41,7 @@ class ServeWishes:
 def run_speed(
     model: str,
     dtype: str,
+    attention: str,
     rounds: int,
     threads: int | None,
     json_file: Path | None,
@@ -54,6 +57,7 @@ def run_speed(
         {
             "model": model,
             "dtype": dtype,
+            "attention": attention,
             "num_threads": threads,
             "kv_cache_bytes": KV_BYTES,
             "max_num_seqs": DECODE[-1].size,
@@ -112,12 +116,11 @@ def run_accuracy(
     count: int,
     temperature: float | None,
     seed: int,
-    dtype: str,
-    quantization: str,
+    options: Mapping[str, Any],
     json_file: Path | None,
     picture: Path | None,
 ) -> None:
-    """Ask the embedded model; see ``benchmarks.accuracy``."""
+    """Ask the embedded model on an engine of these options; see ``benchmarks.accuracy``."""
     from ...benchmarks import accuracy
     from ...workers.llm import LLM
     from ...workers.types import SamplingParams
@@ -126,10 +129,13 @@ def run_accuracy(
     params = SamplingParams(temperature=temperature, seed=seed, max_tokens=512)
     with progress() as say:
         say("loading the embedded model")
-        with LLM("embedded", dtype=dtype, quantization=quantization) as llm:
-            precision = quantization
-            if quantization == "none":
+        with LLM("embedded", **options) as llm:
+            config = llm.engine.config
+            precision: str = config.quantization
+            if precision == "none":
                 precision = str(llm.engine.loaded.model.dtype).removeprefix("torch.")
+            if not config.attention.is_exact:
+                precision += f", {config.attention.label}"
             scores = accuracy.score_all(llm, count, seed, params, say)
     publish(accuracy.rows(scores, precision, typed_command()), json_file, picture)
 
@@ -146,12 +152,18 @@ def _server(wishes: ServeWishes) -> Iterator[tuple[str, str, EngineConfig]]:
     if wishes.url is not None:
         with HttpTalker(wishes.url) as talker:
             name = talker.name
-        config = {"model": wishes.model, "dtype": wishes.dtype}
+        config = {"model": wishes.model, "dtype": wishes.dtype, "attention": wishes.attention}
         yield wishes.url.rstrip("/"), name, EngineConfig.model_validate(config)
         return
     application = load_application(
         wishes.config,
-        Wishes(wishes.model, "127.0.0.1", free_ports(1)[0], dtype=wishes.dtype),
+        Wishes(
+            wishes.model,
+            "127.0.0.1",
+            free_ports(1)[0],
+            dtype=wishes.dtype,
+            attention=wishes.attention,
+        ),
     )
     with stopped_by_signals(), LocalServer(application) as server:
         with progress() as say:

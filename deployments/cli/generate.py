@@ -13,6 +13,7 @@ def run_generate(
     prompt: str,
     model: str,
     dtype: str,
+    attention: str,
     params: SamplingParams,
     *,
     thinking: bool | None,
@@ -22,7 +23,7 @@ def run_generate(
     """Answer and print: the answer to standard output, the thought to standard error."""
     with progress() as say:
         say(f"loading {model}")
-        with LLM(model, dtype=dtype, max_num_seqs=1) as llm:
+        with LLM(model, dtype=dtype, attention=attention, max_num_seqs=1) as llm:
             say("generating")
             if raw:
                 output = llm.generate(prompt, params)[0]

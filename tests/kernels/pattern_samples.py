@@ -143,4 +143,3 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 def close(got: Tensor, expected: Tensor) -> None:
     tolerance = TOLERANCE[got.dtype]
     torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
-
