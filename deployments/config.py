@@ -234,11 +234,14 @@ class ServiceConfig(FrozenConfig):
                     f"the prefill pools are: {', '.join(prefill) or 'none'}"
                 )
             mine, theirs = self.engine_of(pool), self.engine_of(source)
-            for key in ("model", "dtype", "kv_cache_dtype", "block_size"):
-                if getattr(mine, key) != getattr(theirs, key):
+            for key in ("model", "dtype", "kv_cache_dtype", "block_size", "attention"):
+                here, there = getattr(mine, key), getattr(theirs, key)
+                if here != there:
+                    if key == "attention":
+                        here, there = here.label, there.label
                     raise ValueError(
                         f"pools {pool.name!r} and {source.name!r} cannot exchange KV: {key} is "
-                        f"{getattr(mine, key)!r} here and {getattr(theirs, key)!r} there"
+                        f"{here!r} here and {there!r} there"
                     )
         return self
 
@@ -287,6 +290,12 @@ class ServiceConfig(FrozenConfig):
     def serving_pools(self) -> tuple[PoolConfig, ...]:
         """The pools that own requests."""
         return tuple(pool for pool in self.pools if pool.role != "prefill")
+
+    @property
+    def approximations(self) -> dict[str, str]:
+        """The attention of every pool whose answers approximate its model's."""
+        found = {pool.name: self.engine_of(pool).attention for pool in self.serving_pools}
+        return {name: a.label for name, a in found.items() if not a.is_exact}
 
     @property
     def model_name(self) -> str:

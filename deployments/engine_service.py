@@ -114,6 +114,7 @@ class EngineService(ServedEngine):
             max_model_len=engine.max_model_len,
             num_tokens=engine.loaded.tokenizer.num_tokens,
             kernels=engine.loaded.model.kernels.name,
+            attention=engine.config.attention.label,
         )
 
     async def stats(self, *, replica_id: str) -> EngineStats:

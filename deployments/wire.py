@@ -125,7 +125,8 @@ class ModelFacts:
     """The model as one engine replica has loaded it.
 
     ``checkpoint`` is its folder. ``num_tokens`` counts the tokens that exist; ids from there up
-    are padding rows. ``kernels`` names what computes it.
+    are padding rows. ``kernels`` names what computes it, ``attention`` which keys a token
+    attends to (``AttentionConfig.label``): all but ``full`` are approximations.
     """
 
     replica_id: str
@@ -133,6 +134,7 @@ class ModelFacts:
     max_model_len: int
     num_tokens: int
     kernels: str
+    attention: str
 
 
 Packed = (

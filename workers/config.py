@@ -120,7 +120,11 @@ FULL_ATTENTION: Literal["full"] = "full"
 
 
 class AttentionConfig(FrozenConfig):
-    """Which keys a token attends to. All kinds but ``full`` are approximations of the model."""
+    """Which keys a token attends to. All kinds but ``full`` are approximations of the model.
+
+    Its ``label`` may stand for it: ``sliding_window:1024``, ``sink_window:1024+4``,
+    ``top_pages:16``.
+    """
 
     kind: AttentionKind = "full"
     """``sliding_window``: the last ``window`` tokens; ``sink_window``: also the first ``sinks``;
@@ -132,6 +136,19 @@ class AttentionConfig(FrozenConfig):
     """Tokens."""
     pages: int | None = Field(None, ge=1)
     """KV blocks of ``block_size`` tokens, chosen anew by each token for each KV head."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_label(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        kind, colon, written = data.partition(":")
+        names = _SIZES.get(kind, ())
+        values = written.split("+") if colon else []
+        if kind not in _SIZES or len(values) != len(names):
+            forms = (":".join((k, "+".join(s).upper())).rstrip(":") for k, s in _SIZES.items())
+            raise ValueError(f"attention {data!r} is none of {', '.join(forms)}")
+        return {"kind": kind, **dict(zip(names, values, strict=True))}
 
     @model_validator(mode="after")
     def _kind_has_its_sizes(self) -> Self:

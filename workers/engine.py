@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,6 +46,8 @@ from .types import (
     ThoughtEnd,
 )
 
+logger = logging.getLogger(__name__)
+
 _RATE_HALF_LIFE_S = 10.0
 """Of the measured prefill rate: long against a step, short against a change of the load."""
 
@@ -68,6 +71,11 @@ class Engine:
         self.loaded: LoadedModel
         self.executor: Executor
         self.loaded, self.executor = built or build_executor(config, launcher)
+        if not config.attention.is_exact:
+            logger.warning(
+                "attention is %s: answers are approximations of the model",
+                config.attention.label,
+            )
         self.max_model_len = self.loaded.max_model_len
         self._runner = ModelRunner(self.executor, num_tokens=self.loaded.tokenizer.num_tokens)
         self._kv = KVManager(

@@ -62,10 +62,11 @@ class PlainEndpoints:
         return json_response({"status": "ok", "pools": {pool.name: "ok" for pool in pools}})
 
     async def version(self, request: Request) -> Response:
-        """``GET /version``: of the package, and what computes in each pool."""
+        """``GET /version``: of the package, what computes in each pool, and its attention."""
         pools = self._service.directory.pools
         kernels = {pool.name: pool.facts.kernels for pool in pools}
-        return json_response({"version": VERSION, "kernels": kernels})
+        attention = {pool.name: pool.facts.attention for pool in pools}
+        return json_response({"version": VERSION, "kernels": kernels, "attention": attention})
 
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``."""
@@ -109,6 +110,7 @@ class PlainEndpoints:
                     "name": pool.name,
                     "modes": list(pool.config.modes),
                     "max_model_len": pool.facts.max_model_len,
+                    "attention": pool.facts.attention,
                 }
                 for pool in pools
             ],

@@ -26,7 +26,7 @@ _POSTS: tuple[tuple[str, type[RequestModel], str], ...] = (
 _GETS = (
     ("/v1/models", "The served models"),
     ("/health", "Whether the engine loop of every pool turns"),
-    ("/version", "The version of the service, and the kernels of each pool"),
+    ("/version", "The version of the service, and each pool's kernels and attention"),
 )
 _ERROR = {
     "type": "object",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...workers.config import EngineConfig
+from ...workers.loading import attention_pattern
 from ...workers.memory import num_kv_blocks
 from ...workers.model.cache import KVCache
 from ...workers.model.config import DTYPES, CheckpointError, ModelConfig
@@ -81,7 +82,11 @@ def engine_memory(config: EngineConfig) -> tuple[RankMemory, ...]:
         if config.weight_memory_bytes is not None:
             weights = min(weights, config.weight_memory_bytes)  # what is above it is streamed
         per_block = KVCache.bytes_per_block(
-            shard.local_config(shapes), config.block_size, shapes.dtype, config.kv_cache_dtype
+            shard.local_config(shapes),
+            config.block_size,
+            shapes.dtype,
+            config.kv_cache_dtype,
+            attention_pattern(config.attention),
         )
         kv = None if blocks is None else blocks * per_block
         tier = config.kv_paging.host_bytes if rank == 0 else 0
@@ -100,7 +105,11 @@ def _kv_blocks(config: EngineConfig, shapes: ModelConfig) -> int | None:
         return None
     blocks = num_kv_blocks(
         bytes_per_block=KVCache.bytes_per_block(
-            shapes, config.block_size, shapes.dtype, config.kv_cache_dtype
+            shapes,
+            config.block_size,
+            shapes.dtype,
+            config.kv_cache_dtype,
+            attention_pattern(config.attention),
         ),
         told_bytes=config.kv_cache_bytes,
         free=0,

@@ -57,6 +57,7 @@ def _facts(review: PoolReview, config: ServiceConfig) -> dict[str, str]:
         "replicas": str(pool.replicas),
         "ranks": ranks,
         "a rank reserves": ", ".join(f"{n:g} {name}" for name, n in reserved.items() if n) or "-",
+        "attention": config.engine_of(pool).attention.label,
         "weights a rank": weights,
         "KV a rank": kv,
     }

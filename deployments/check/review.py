@@ -59,6 +59,9 @@ def review_file(path: Path) -> Review:
         pools.append(reviewed)
         problems += [problem] if problem is not None else []
         problems += _transport_problems(pool, described)
+    for name, attention in config.approximations.items():
+        said = f"attention is {attention}: answers are approximations of the model"
+        problems.append(Problem(f"{described.pools_key}.{name}", said, is_error=False))
     nodes = (this_machine(config),) if described.nodes is None else described.nodes
     plan = None
     if nodes:

@@ -59,6 +59,11 @@ def run_server(config: Path | None, wishes: Wishes) -> None:
             f"with {', '.join(server.kernels())} kernels "
             f"after {time.monotonic() - started:.1f} s; Ctrl-C stops it"
         )
+        for pool, attention in application.config.approximations.items():
+            err.print(
+                f"[bold yellow]approximate[/] pool {pool}: attention is {attention}, its answers "
+                "are approximations of the model"
+            )
         wait_for_signal(server)
     leave(server)
 
