@@ -15,12 +15,13 @@ from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .quantized import QuantizedWeight
 from .torch_ops import TorchKernels
-from .triton.attention import TritonAttention, takes_cache
+from .triton.attention import takes_cache
 from .triton.decode_graphs import CudaGraphRunner, DirectRunner
 from .triton.linear import DenseLinear, DenseSwiGLU
 from .triton.quantized_linear import pack, pack_swiglu
 from .triton.rows import qk_norm_rope_write, rms_norm
 from .triton.stack import TritonStack
+from .triton.step_attention import TritonAttention
 
 
 class TritonKernels(TorchKernels):

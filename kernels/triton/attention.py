@@ -8,14 +8,13 @@ one new token (decode) come first in it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
-from ..api import Attention
 from ..context import ForwardContext
 from ..host_copy import copied_to
 from .attention_code import decode_kernel, join_kernel, prefill_kernel
@@ -58,32 +57,10 @@ class PrefillBatch:
     table_starts_B: Tensor
     tables: Tensor
     most_new: int
-
-
-class TritonAttention:
-    """One step's attention; ``other`` plans it for what these kernels do not take."""
-
-    def __init__(
-        self, context: ForwardContext, other: Callable[[ForwardContext], Attention]
-    ) -> None:
-        self._context = context
-        self._plan_other = other
-        self._other: Attention | None = None
-        self._decode, self._prefill = plan_batches(context)
-
-    def __call__(self, q_THD: Tensor, kv_N2KSD: Tensor) -> Tensor:
-        num_tokens, num_heads, head_dim = q_THD.shape
-        if not takes_cache(kv_N2KSD, q_THD.dtype, num_heads):
-            if self._other is None:
-                self._other = self._plan_other(self._context)
-            return self._other(q_THD, kv_N2KSD)
-        assert q_THD.stride()[1:] == (head_dim, 1), "heads lie side by side"
-        out_TC = q_THD.new_empty(num_tokens, num_heads * head_dim)
-        if self._decode is not None:
-            attend_decode(q_THD, kv_N2KSD, self._decode, out_TC)
-        if self._prefill is not None:
-            attend_prefill(q_THD, kv_N2KSD, self._prefill, out_TC)
-        return out_TC
+    longest: int
+    """The largest of ``seq_lens_B``."""
+    rows: slice | None
+    """Of all their tokens, where those lie one behind the other in this order."""
 
 
 def takes_cache(kv_N2KSD: Tensor, dtype: torch.dtype, num_heads: int) -> bool:
@@ -145,6 +122,8 @@ def plan_batches(context: ForwardContext) -> tuple[DecodeBatch | None, PrefillBa
             table_starts_B[count:],
             flat,
             max(num_new),
+            max(columns[2][count:]),
+            _joined_rows(*(column[count:] for column in columns[:2])),
         )
     return decode, prefill
 
@@ -239,6 +218,12 @@ def attend_prefill(q_THD: Tensor, kv_N2KSD: Tensor, batch: PrefillBatch, out_TC:
         num_stages=2,
         **OPTIONS,
     )
+
+
+def _joined_rows(starts: Sequence[int], counts: Sequence[int]) -> slice | None:
+    """The rows of neighbours that follow each other; ``None`` where some lie apart."""
+    ends = [start + count for start, count in zip(starts, counts, strict=True)]
+    return slice(starts[0], ends[-1]) if list(starts[1:]) == ends[:-1] else None
 
 
 def _dim_tile(head_dim: int) -> int:

@@ -24,7 +24,6 @@ from triton.runtime.jit import JITFunction
 
 from inference_pio.kernels.context import ContextItem, build_context
 from inference_pio.kernels.quantized import CODE_DTYPES, CodeFormat, QuantizedWeight
-from inference_pio.kernels.triton.attention import TritonAttention
 from inference_pio.kernels.triton.quantized_linear import pack
 from inference_pio.kernels.triton.rows import (
     add_rms_norm,
@@ -32,6 +31,7 @@ from inference_pio.kernels.triton.rows import (
     rms_norm,
     silu_mul,
 )
+from inference_pio.kernels.triton.step_attention import TritonAttention
 
 CPU = torch.device("cpu")
 HEADS, KV_HEADS, DIM, HIDDEN, INNER = 16, 8, 128, 1024, 3072

@@ -12,12 +12,12 @@ from inference_pio.kernels.triton.attention import (
     MIN_SPLIT,
     SPLIT_BUCKETS,
     SPLIT_TILE,
-    TritonAttention,
     plan_batches,
     split_bucket,
     split_length,
     takes_cache,
 )
+from inference_pio.kernels.triton.step_attention import TritonAttention
 
 from .samples import CPU, DOT_DTYPES, Case, Heads, Lengths, attention_case, close, on_device
 
