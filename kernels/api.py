@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .context import ForwardContext
 from .quantized import QuantizedWeight
+from .sampling.api import SamplingKernels
 
 
 class PackedLinear(Protocol):
@@ -89,6 +90,11 @@ class Kernels(Protocol):
     @property
     def name(self) -> str:
         """What the implementation is called in logs and in ``INFERENCE_PIO_KERNELS``."""
+        ...
+
+    @property
+    def sampling(self) -> SamplingKernels:
+        """What turns the logits into tokens."""
         ...
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:

@@ -15,6 +15,7 @@ from .native.library import Library
 from .native.linear import NativeLinear, NativeSwiGLU, Packed
 from .native.linear_quantized import QuantizedLinear, QuantizedSwiGLU, are_alike, is_kept
 from .native.rows import qk_norm_rope_write, rms_norm
+from .native.sampling import NativeSampling
 from .quantized import QuantizedWeight
 from .torch_quantized import pack, pack_swiglu
 
@@ -29,6 +30,7 @@ class NativeKernels:
         self.name = f"native:{library.name}"
         self._library = library
         self._team = library.team(num_threads)
+        self.sampling = NativeSampling(library, self._team)
         self._attentions = AttentionPool(library, self._team)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> NativeLinear:

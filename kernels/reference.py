@@ -14,6 +14,7 @@ from torch import Tensor
 from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .quantized import QuantizedWeight
+from .sampling.reference import ReferenceSampling
 
 # Rows of a prompt whose scores are held at once: bounds the memory at long contexts.
 QUERY_CHUNK = 256
@@ -89,6 +90,9 @@ class ReferenceKernels:
     """Every operation as the formula has it."""
 
     name = "reference"
+
+    def __init__(self) -> None:
+        self.sampling = ReferenceSampling()
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> ReferenceLinear:
         """Copies the weight, so that the caller may unmap its file."""

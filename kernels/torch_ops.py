@@ -11,6 +11,7 @@ from .api import DecoderLayer, PackedLinear, PackedSwiGLU
 from .context import ForwardContext
 from .quantized import QuantizedWeight
 from .reference import ReferenceLinear, ReferenceSwiGLU
+from .sampling.torch_sampling import TorchSampling
 from .torch_attention import PagedAttention
 
 
@@ -20,6 +21,7 @@ class TorchKernels:
     name = "torch"
 
     def __init__(self) -> None:
+        self.sampling = TorchSampling()
         self._scratch = torch.empty(0)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.context import build_context
+from ..kernels.sampling.api import SamplingKernels
 from .batch import BatchInputs
 from .model.cache import KVCache
 from .model.qwen3 import Qwen3Model
@@ -28,6 +29,11 @@ class Executor(Protocol):
     @property
     def vocab_size(self) -> int:
         """Rows of the logits, padding included."""
+        ...
+
+    @property
+    def sampling(self) -> SamplingKernels:
+        """What samples the logits that ``forward`` gives."""
         ...
 
     def copy_blocks(self, pairs: Sequence[tuple[BlockId, BlockId]]) -> None:
@@ -74,6 +80,11 @@ class LocalExecutor:
     def vocab_size(self) -> int:
         """See ``Executor.vocab_size``."""
         return self.model.config.vocab_size
+
+    @property
+    def sampling(self) -> SamplingKernels:
+        """See ``Executor.sampling``."""
+        return self.model.kernels.sampling
 
     def copy_blocks(self, pairs: Sequence[tuple[BlockId, BlockId]]) -> None:
         """See ``Executor.copy_blocks``."""

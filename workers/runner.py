@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .batch import BatchBuilder, BatchInputs, ScheduledBatch, ScheduledSequence
 from .executor import Executor, GroupLostError
-from .sampling.logprobs import prompt_logprobs
+from .sampling.logprobs import token_logprobs
 from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .sampling.sampler import Sampler
 from .sequence import Sequence as EngineSequence
@@ -45,7 +45,7 @@ class ModelRunner:
     def __init__(self, executor: Executor, *, num_tokens: int) -> None:
         self.executor = executor
         self.num_tokens = num_tokens
-        self.sampler = Sampler(executor.vocab_size, num_tokens)
+        self.sampler = Sampler(executor.sampling, executor.vocab_size, num_tokens)
 
     @torch.inference_mode()
     def run(self, batch: ScheduledBatch, rows: RowsBySequence) -> StepResult:
@@ -116,5 +116,5 @@ class ModelRunner:
         for first in range(0, len(next_ids), _LOGIT_ROWS):
             ids = next_ids[first : first + _LOGIT_ROWS]
             logits_TV = self.executor.logits(range(row + first, row + first + len(ids)))
-            found += prompt_logprobs(logits_TV, ids, top, self.num_tokens)
+            found += token_logprobs(self.executor.sampling, logits_TV, ids, top, self.num_tokens)
         return found

@@ -213,6 +213,23 @@ def gpu(
 
 
 @bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench sampling --threads 2 --json sampling.json"
+)
+def sampling(
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; without it, every core.")
+    ] = None,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """What sampling costs a step, over random logits of Qwen3's vocabulary; no model is loaded."""
+    from .bench_sampling import run_sampling
+
+    run_sampling(threads, rounds, json_file, picture)
+
+
+@bench_app.command(
     epilog="Example:\n\n[dim]$[/] inference-pio bench table speed.json serve.json > RESULTS.md"
 )
 def table(reports: Annotated[list[Path], typer.Argument(help="Files that --json wrote.")]) -> None:

@@ -1,9 +1,8 @@
 // The C interface of the operations on rows.
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 
 #include "api.h"
+#include "indices.h"
 #include "rows.h"
 #include "team.h"
 #include "types.h"
@@ -19,16 +18,6 @@ View<T> view(void* data, int64_t rows, int64_t cols, int64_t stride) {
 template <class T>
 View<const T> view(const void* data, int64_t rows, int64_t cols, int64_t stride) {
   return {static_cast<const T*>(data), rows, cols, stride};
-}
-
-void check_indices(const char* what, const int64_t* indices, int64_t count, int64_t end) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (indices[i] < 0 || indices[i] >= end) {
-      throw std::out_of_range(std::string(what) + " " + std::to_string(i) + " is " +
-                              std::to_string(indices[i]) + "; it lies in [0, " +
-                              std::to_string(end - 1) + "]");
-    }
-  }
 }
 
 template <class T>

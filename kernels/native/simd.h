@@ -77,6 +77,15 @@ PIO_INLINE Floats first_lanes(Floats x, int count, float other) {
   return _mm512_mask_mov_ps(filled(other), static_cast<__mmask16>((1u << count) - 1), x);
 }
 
+// Whether a lane of either is NaN.
+PIO_INLINE bool any_nan(Floats a, Floats b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q) != 0;
+}
+// A bit for each lane: whether x is at `limit` or above.
+PIO_INLINE uint32_t at_least(Floats x, Floats limit) {
+  return _mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ);
+}
+
 PIO_INLINE float sum(Floats x) { return _mm512_reduce_add_ps(x); }
 PIO_INLINE float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 
@@ -182,6 +191,15 @@ PIO_INLINE Floats first_lanes(Floats x, int count, float other) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i inside = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
   return _mm256_blendv_ps(filled(other), x, _mm256_castsi256_ps(inside));
+}
+
+// Whether a lane of either is NaN.
+PIO_INLINE bool any_nan(Floats a, Floats b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q)) != 0;
+}
+// A bit for each lane: whether x is at `limit` or above.
+PIO_INLINE uint32_t at_least(Floats x, Floats limit) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_GE_OQ)));
 }
 
 PIO_INLINE float sum(Floats x) {

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.context import build_context
+from ...kernels.sampling.api import SamplingKernels
 from ..batch import BatchInputs
 from ..config import EngineConfig
 from ..executor import GroupLostError, LocalExecutor
@@ -93,6 +94,11 @@ class GridExecutor:
     def vocab_size(self) -> int:
         """See ``Executor.vocab_size``."""
         return self._stage.model.config.vocab_size
+
+    @property
+    def sampling(self) -> SamplingKernels:
+        """See ``Executor.sampling``; rank 0 has the logits of the whole vocabulary."""
+        return self._stage.model.kernels.sampling
 
     @property
     def ranks(self) -> Sequence[RankHandle]:

@@ -1,7 +1,6 @@
-"""Changes rows of logits in place: penalties, then bias, then bans.
+"""What rows change about their logits: penalties, then bias, then bans.
 
-Shapes: ``logits_RV`` float32, one row a sequence. Edits touch only the entries they concern, all
-rows in one gather and one scatter, so they cost by tokens seen and not by vocabulary.
+Edits touch only the entries they concern, so they cost by tokens seen and not by vocabulary.
 """
 
 from __future__ import annotations
@@ -9,97 +8,66 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ...kernels.sampling.api import Edit, EditKind
 from .row import SamplingRow
 
-_Entries = list[tuple[int, NDArray[np.int64]]]
-"""Pairs of a row and distinct token ids in it."""
+_Ids = NDArray[np.int64]
+_Values = NDArray[np.float32]
+_NO_IDS = np.zeros(0, dtype=np.int64)
+_NO_VALUES = np.zeros(0, dtype=np.float32)
 
 
 def changes_logits(row: SamplingRow) -> bool:
-    """Whether ``edit_logits`` may touch this row."""
-    sampling = row.sampling
-    penalised = (
-        sampling.repetition_penalty != 1
-        or sampling.presence_penalty != 0
-        or sampling.frequency_penalty != 0
-    )
-    constrained = row.bias is not None or row.allowed is not None or bool(row.banned)
-    return constrained or (penalised and row.penalties is not None)
+    """Whether ``edits_of`` may have entries of this row."""
+    return row.penalties is not None or _constrained(row)
 
 
-def edit_logits(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> None:
-    """Apply every row's penalties, bias and bans to ``logits_RV``, in place."""
-    _repetition(logits_RV, rows)
-    _presence_and_frequency(logits_RV, rows)
-    _bias(logits_RV, rows)
-    _bans(logits_RV, rows)
+def edits_of(rows: Sequence[SamplingRow]) -> list[Edit]:
+    """Every row's penalties, bias and bans, in the order in which they are made."""
+    penalised = [row for row in rows if row.penalties is not None]
+    edits = []
+    if penalised:
+        edits.append(_edit(EditKind.PENALISE, [_repetition(row) for row in rows]))
+        edits.append(_edit(EditKind.ADD, [_presence_and_frequency(row) for row in rows]))
+    if any(_constrained(row) for row in rows):
+        edits.append(_edit(EditKind.ADD, [_bias(row) for row in rows]))
+        edits.append(_edit(EditKind.KEEP, [(row.allowed, _NO_VALUES) for row in rows]))
+        edits.append(_edit(EditKind.BAN, [(_banned(row), _NO_VALUES) for row in rows]))
+    return [edit for edit in edits if len(edit.ids)]
 
 
-def _repetition(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> None:
-    entries: _Entries = []
-    factors: list[float] = []
-    for number, row in enumerate(rows):
-        factor = row.sampling.repetition_penalty
-        if factor != 1 and row.penalties is not None:
-            entries.append((number, row.penalties.window(row.sampling.repetition_window).ids))
-            factors.append(factor)
-    if not entries:
-        return
-    index = _index(logits_RV, entries)
-    lengths = [len(ids) for _, ids in entries]
-    factor_E = _to(np.repeat(np.array(factors, dtype=np.float32), lengths), logits_RV)
-    values_E = logits_RV[index]
-    logits_RV[index] = torch.where(values_E > 0, values_E / factor_E, values_E * factor_E)
+def _constrained(row: SamplingRow) -> bool:
+    return row.bias is not None or row.allowed is not None or bool(row.banned)
 
 
-def _presence_and_frequency(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> None:
-    entries: _Entries = []
-    amounts: list[NDArray[np.float32]] = []
-    for number, row in enumerate(rows):
-        presence, frequency = row.sampling.presence_penalty, row.sampling.frequency_penalty
-        if (presence or frequency) and row.penalties is not None:
-            generated = row.penalties.generated
-            entries.append((number, generated.ids))
-            amounts.append((presence + frequency * generated.counts).astype(np.float32))
-    if entries:
-        index = _index(logits_RV, entries)
-        logits_RV[index] = logits_RV[index] - _to(np.concatenate(amounts), logits_RV)
+def _repetition(row: SamplingRow) -> tuple[_Ids | None, _Values]:
+    factor = row.sampling.repetition_penalty
+    if factor == 1 or row.penalties is None:
+        return None, _NO_VALUES
+    ids = row.penalties.window(row.sampling.repetition_window).ids
+    return ids, np.full(len(ids), factor, dtype=np.float32)
 
 
-def _bias(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> None:
-    biases = [(number, row.bias) for number, row in enumerate(rows) if row.bias is not None]
-    if biases:
-        index = _index(logits_RV, [(number, bias.ids) for number, bias in biases])
-        added_E = np.concatenate([bias.values for _, bias in biases])
-        logits_RV[index] = logits_RV[index] + _to(added_E, logits_RV)
+def _presence_and_frequency(row: SamplingRow) -> tuple[_Ids | None, _Values]:
+    presence, frequency = row.sampling.presence_penalty, row.sampling.frequency_penalty
+    if row.penalties is None or not (presence or frequency):
+        return None, _NO_VALUES
+    generated = row.penalties.generated
+    return generated.ids, -(presence + frequency * generated.counts).astype(np.float32)
 
 
-def _bans(logits_RV: Tensor, rows: Sequence[SamplingRow]) -> None:
-    for number, row in enumerate(rows):
-        if row.allowed is not None:
-            ids = _to(row.allowed, logits_RV)
-            kept = logits_RV[number, ids]
-            logits_RV[number].fill_(-torch.inf)
-            logits_RV[number, ids] = kept
-    entries = [
-        (number, np.array(row.banned, dtype=np.int64))
-        for number, row in enumerate(rows)
-        if row.banned
-    ]
-    if entries:
-        logits_RV[_index(logits_RV, entries)] = -torch.inf
+def _bias(row: SamplingRow) -> tuple[_Ids | None, _Values]:
+    return (None, _NO_VALUES) if row.bias is None else (row.bias.ids, row.bias.values)
 
 
-def _index(logits_RV: Tensor, entries: _Entries) -> tuple[Tensor, Tensor]:
-    numbers = np.array([number for number, _ in entries], dtype=np.int64)
-    row_E = np.repeat(numbers, [len(ids) for _, ids in entries])
-    id_E = np.concatenate([ids for _, ids in entries])
-    return _to(row_E, logits_RV), _to(id_E, logits_RV)
+def _banned(row: SamplingRow) -> _Ids | None:
+    return np.array(row.banned, dtype=np.int64) if row.banned else None
 
 
-def _to(values: NDArray[np.int64] | NDArray[np.float32], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device)
+def _edit(kind: EditKind, entries: Sequence[tuple[_Ids | None, _Values]]) -> Edit:
+    ids = [_NO_IDS if row_ids is None else row_ids for row_ids, _ in entries]
+    starts = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum([len(row_ids) for row_ids in ids], out=starts[1:])
+    return Edit(kind, starts, np.concatenate(ids), np.concatenate([v for _, v in entries]))

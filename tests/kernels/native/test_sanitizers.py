@@ -15,7 +15,11 @@ LEFT_OUT = shutil.ignore_patterns(
     ".*", "build", "*.so", "__pycache__", "embedded", "docs", "*.egg*"
 )
 TESTS = [
-    f"tests/kernels/native/test_{name}.py" for name in ("linear", "rows", "attention", "forward")
+    *(
+        f"tests/kernels/native/test_{name}.py"
+        for name in ("linear", "rows", "attention", "forward", "sampling")
+    ),
+    "tests/kernels/sampling/test_parity.py",
 ]
 SANITIZE = "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 

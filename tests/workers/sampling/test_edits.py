@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_pio.workers.sampling.edits import edit_logits
+from inference_pio.kernels.sampling.edits import apply_edit
+from inference_pio.workers.sampling.edits import edits_of
 from inference_pio.workers.sampling.penalties import PenaltyState
 from inference_pio.workers.sampling.resolve import EffectiveSampling, RepetitionWindow
 from inference_pio.workers.sampling.row import SamplingRow, TokenBias
@@ -86,7 +87,8 @@ def test_rows_are_edited_as_one_token_at_a_time(cases: list[dict[str, Any]], see
     logits_RV = torch.randn(len(cases), VOCAB + 3) * 5
     logits_RV[:, VOCAB:] = 7.0
     before = logits_RV.tolist()
-    edit_logits(logits_RV, [row_of(case) for case in cases])
+    for edit in edits_of([row_of(case) for case in cases]):
+        apply_edit(logits_RV, edit)
     for row, case in enumerate(cases):
         np.testing.assert_allclose(
             logits_RV[row, :VOCAB].tolist(), edited(before[row][:VOCAB], case), rtol=1e-5, atol=1e-5

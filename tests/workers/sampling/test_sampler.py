@@ -7,11 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from inference_pio.kernels.dispatch import select_kernels
 from inference_pio.workers.sampling.noise import uniform
 from inference_pio.workers.sampling.resolve import EffectiveSampling
 from inference_pio.workers.sampling.row import SampledToken, SamplingError, SamplingRow
 from inference_pio.workers.sampling.sampler import Sampler
 
+KERNELS = select_kernels(torch.device("cpu"), torch.float32).sampling
 LARGE, LARGE_ROWS = 40_003, 40_064  # enough blocks for every way through the sampler
 
 samplings = st.builds(
@@ -79,7 +81,9 @@ class TestTokens:
     ) -> None:
         logits_RV = coarse_logits(len(samplings), num_tokens, num_tokens + 9, seed)
         rows = [SamplingRow(sampling, seed, step) for step, sampling in enumerate(samplings)]
-        tokens = tokens_of(Sampler(num_tokens + 9, num_tokens).sample(logits_RV.clone(), rows))
+        tokens = tokens_of(
+            Sampler(KERNELS, num_tokens + 9, num_tokens).sample(logits_RV.clone(), rows)
+        )
         for logits_V, row, token_id in zip(logits_RV, rows, tokens, strict=True):
             logits_N = logits_V[:num_tokens].double().numpy()
             assert token_id in expected_tokens(logits_N, row)
@@ -91,7 +95,7 @@ class TestTokens:
     ) -> None:
         logits_RV = coarse_logits(len(samplings), LARGE, LARGE_ROWS, seed)
         rows = [SamplingRow(sampling, seed, step) for step, sampling in enumerate(samplings)]
-        tokens = tokens_of(Sampler(LARGE_ROWS, LARGE).sample(logits_RV.clone(), rows))
+        tokens = tokens_of(Sampler(KERNELS, LARGE_ROWS, LARGE).sample(logits_RV.clone(), rows))
         for logits_V, row, token_id in zip(logits_RV, rows, tokens, strict=True):
             assert token_id in expected_tokens(logits_V[:LARGE].double().numpy(), row)
 
@@ -104,7 +108,7 @@ class TestTokens:
         sampling = EffectiveSampling(top_k=top_k)
         rows = [SamplingRow(sampling, 3, step, allowed=allowed) for step in range(30)]
         logits_RV = torch.zeros(30, num_tokens)
-        assert set(tokens_of(Sampler(num_tokens, num_tokens).sample(logits_RV, rows))) == {
+        assert set(tokens_of(Sampler(KERNELS, num_tokens, num_tokens).sample(logits_RV, rows))) == {
             *(3, 77, 140)
         }
 
@@ -112,7 +116,9 @@ class TestTokens:
     @pytest.mark.parametrize("top_k", [0, 20, 100])
     def test_among_equals_every_one_may_come(self, num_tokens: int, top_k: int) -> None:
         rows = [SamplingRow(EffectiveSampling(top_k=top_k), 3, step) for step in range(8)]
-        tokens = tokens_of(Sampler(num_tokens, num_tokens).sample(torch.ones(8, num_tokens), rows))
+        tokens = tokens_of(
+            Sampler(KERNELS, num_tokens, num_tokens).sample(torch.ones(8, num_tokens), rows)
+        )
         for row, token_id in zip(rows, tokens, strict=True):
             assert token_id == int(uniform(3, row.step) * num_tokens)
 
@@ -130,7 +136,7 @@ class TestTokens:
         logits_V = torch.randn(12) * 1.5
         draws = 8_000
         rows = [SamplingRow(sampling, seed=5, step=step) for step in range(draws)]
-        tokens = tokens_of(Sampler(12, 12).sample(logits_V.repeat(draws, 1), rows))
+        tokens = tokens_of(Sampler(KERNELS, 12, 12).sample(logits_V.repeat(draws, 1), rows))
         order, weights = probabilities(logits_V.double().numpy(), sampling, sampling.top_p)
         likely = weights > 0
         counts = np.bincount(tokens, minlength=12)[order]
@@ -157,7 +163,7 @@ class TestBatches:
             SamplingRow(sampling, seed + number, 4, num_logprobs=3 if number % 2 else None)
             for number, sampling in enumerate(samplings)
         ]
-        sampler = Sampler(vocab_rows, num_tokens)
+        sampler = Sampler(KERNELS, vocab_rows, num_tokens)
         together = sampler.sample(logits_RV.clone(), rows)
         order = list(range(len(rows)))
         random.shuffle(order)  # type: ignore[attr-defined]
@@ -169,7 +175,7 @@ class TestBatches:
             ]
 
     def test_an_empty_one_gives_nothing(self) -> None:
-        assert Sampler(8, 8).sample(torch.zeros(0, 8), []) == []
+        assert Sampler(KERNELS, 8, 8).sample(torch.zeros(0, 8), []) == []
 
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
     @pytest.mark.parametrize("sampling", [EffectiveSampling(0.0), EffectiveSampling(top_k=20)])
@@ -178,7 +184,7 @@ class TestBatches:
     ) -> None:
         logits_RV = coarse_logits(3, 150, 160, seed=1)
         rows = [SamplingRow(sampling, number, 0, num_logprobs=1) for number in range(3)]
-        sampler = Sampler(160, 150)
+        sampler = Sampler(KERNELS, 160, 150)
         expected = sampler.sample(logits_RV.clone(), rows)
         logits_RV[1, 77] = bad
         result = sampler.sample(logits_RV, rows)
@@ -192,14 +198,14 @@ class TestBatches:
         logits_RV = torch.zeros(1, 4)
         logits_RV[0, 2] = torch.nan
         row = SamplingRow(EffectiveSampling(), 0, 0, banned=(2,), num_logprobs=1)
-        assert isinstance(Sampler(4, 4).sample(logits_RV, [row])[0], SamplingError)
+        assert isinstance(Sampler(KERNELS, 4, 4).sample(logits_RV, [row])[0], SamplingError)
 
     def test_a_row_without_any_token_left_is_an_error(self) -> None:
         rows = [
             SamplingRow(EffectiveSampling(), 0, 0, banned=(0, 1)),
             SamplingRow(EffectiveSampling(), 0, 0, banned=(0,)),
         ]
-        nothing, sampled = Sampler(3, 2).sample(torch.zeros(2, 3), rows)
+        nothing, sampled = Sampler(KERNELS, 3, 2).sample(torch.zeros(2, 3), rows)
         assert isinstance(nothing, SamplingError)
         assert "no token is left" in str(nothing)
         assert sampled == SampledToken(1)
@@ -213,7 +219,7 @@ class TestConstraints:
     ) -> None:
         ids = np.array(sorted(allowed), dtype=np.int64)
         rows = [SamplingRow(sampling, seed, step, allowed=ids) for step in range(5)]
-        tokens = tokens_of(Sampler(32, 30).sample(coarse_logits(5, 30, 32, seed), rows))
+        tokens = tokens_of(Sampler(KERNELS, 32, 30).sample(coarse_logits(5, 30, 32, seed), rows))
         assert set(tokens) <= allowed
 
     @settings(deadline=None)
@@ -222,7 +228,7 @@ class TestConstraints:
         self, sampling: EffectiveSampling, banned: set[int], seed: int
     ) -> None:
         rows = [SamplingRow(sampling, seed, step, banned=tuple(banned)) for step in range(5)]
-        tokens = tokens_of(Sampler(32, 30).sample(coarse_logits(5, 30, 32, seed), rows))
+        tokens = tokens_of(Sampler(KERNELS, 32, 30).sample(coarse_logits(5, 30, 32, seed), rows))
         assert banned.isdisjoint(tokens)
 
     def test_logprobs_are_of_the_models_own_distribution(self) -> None:
@@ -233,7 +239,7 @@ class TestConstraints:
             SamplingRow(EffectiveSampling(0.5), 1, 0, banned=banned, num_logprobs=2),
             SamplingRow(EffectiveSampling(0.5), 1, 0),
         ]
-        sampled, plain = Sampler(32, 30).sample(logits_RV, rows)
+        sampled, plain = Sampler(KERNELS, 32, 30).sample(logits_RV, rows)
         assert isinstance(sampled, SampledToken)
         assert sampled.logprob is not None
         assert sampled.token_id not in banned
@@ -245,9 +251,11 @@ class TestConstraints:
 
 def test_wrong_shapes_are_refused_with_what_would_be_right() -> None:
     with pytest.raises(ValueError, match="num_tokens is 9; it lies in \\[1, 8\\]"):
-        Sampler(8, 9)
+        Sampler(KERNELS, 8, 9)
+    with pytest.raises(ValueError, match="at most 262144 tokens, not 262145"):
+        Sampler(KERNELS, 262_145, 262_145)
     row = SamplingRow(EffectiveSampling(), 0, 0)
     with pytest.raises(ValueError, match="float32 \\[1, 8\\] is needed"):
-        Sampler(8, 8).sample(torch.zeros(2, 8), [row])
+        Sampler(KERNELS, 8, 8).sample(torch.zeros(2, 8), [row])
     with pytest.raises(ValueError, match="float32 \\[1, 8\\] is needed"):
-        Sampler(8, 8).sample(torch.zeros(1, 8, dtype=torch.float64), [row])
+        Sampler(KERNELS, 8, 8).sample(torch.zeros(1, 8, dtype=torch.float64), [row])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_pio.kernels.dispatch import select_kernels
 from inference_pio.workers.sampling.resolve import RepetitionWindow, SamplingDefaults
 from inference_pio.workers.sampling.row import SampledToken
 from inference_pio.workers.sampling.sampler import Sampler
@@ -94,6 +95,7 @@ def test_a_fork_keeps_the_past_and_goes_on_with_its_own_seed() -> None:
     assert forked.penalties.window(RepetitionWindow.SEQUENCE).ids.tolist() == [1, 2, 4, 6]
 
 
+KERNELS = select_kernels(torch.device("cpu"), torch.float32).sampling
 VOCAB = 10
 STOPS = {8, 9}
 requests = st.builds(
@@ -124,7 +126,7 @@ def complete(batch: list[SamplingParams], steps: int) -> list[list[int]]:
         logits_RV = torch.stack([logits_after(output) for output in outputs])
         rows = [sampling.row(SequencePhase.ANSWER) for sampling in states]
         for sampled, sampling, output in zip(
-            Sampler(VOCAB, VOCAB).sample(logits_RV, rows), states, outputs, strict=True
+            Sampler(KERNELS, VOCAB, VOCAB).sample(logits_RV, rows), states, outputs, strict=True
         ):
             assert isinstance(sampled, SampledToken)
             output.append(sampled.token_id)

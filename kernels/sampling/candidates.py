@@ -44,6 +44,23 @@ def top_candidates(
     return _in_order(values_GK, ids_GK)
 
 
+def top_with_equals(
+    logits_N: Tensor, count: int, lowest: float = -torch.inf
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` best of one row and all equals of the last, but none below ``lowest``.
+
+    Values and ids, [1, K] each, best first; equals by id.
+    """
+    kth = logits_N.topk(min(count, len(logits_N)), sorted=False).values.min()
+    return best_first(logits_N, (logits_N >= kth.clamp(min=lowest)).nonzero().squeeze(1))
+
+
+def best_first(logits_N: Tensor, ids_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Values and ids of ascending ``ids_K``, [1, K] each, best first; equals by id."""
+    values_K, order_K = logits_N[ids_K].sort(descending=True, stable=True)
+    return values_K.unsqueeze(0), ids_K[order_K].unsqueeze(0)
+
+
 def _in_order(values_GK: Tensor, ids_GK: Tensor) -> tuple[Tensor, Tensor]:
     """Both sorted by value, best first; equals by id, lowest first."""
     ids_GK, order_GK = ids_GK.sort(dim=1)

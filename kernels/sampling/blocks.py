@@ -1,4 +1,4 @@
-"""A row of logits as blocks of 128 neighbours, each with its maximum or its sum.
+"""A row of logits as blocks of 128 neighbours, each with its maximum.
 
 One fast pass over the logits gives the maxima of all rows; every later step looks into few blocks.
 
@@ -22,15 +22,3 @@ def block_maxima(logits_RV: Tensor, num_tokens: int) -> Tensor:
         return maxima_RM
     last_R1 = logits_RV[:, whole * BLOCK : num_tokens].amax(1, keepdim=True)
     return torch.cat((maxima_RM, last_R1), dim=1)
-
-
-def block_weights(logits_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Unnormalised probabilities in blocks [M, 128], 0 past the end, and the blocks' sums [1, M].
-
-    The best token's is 1. The sums are float64.
-    """
-    num_tokens = len(logits_N)
-    weights_P = logits_N.new_full((-(-num_tokens // BLOCK) * BLOCK,), -torch.inf)
-    torch.sub(logits_N, logits_N.max(), out=weights_P[:num_tokens])
-    blocks_MB = weights_P.div_(temperature).exp_().view(-1, BLOCK)
-    return blocks_MB, blocks_MB.sum(1).double().unsqueeze(0)

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_pio.workers.sampling.blocks import block_maxima
-from inference_pio.workers.sampling.candidates import best_tokens, top_candidates
+from inference_pio.kernels.sampling.blocks import block_maxima
+from inference_pio.kernels.sampling.candidates import best_tokens, top_candidates
 
 
 def coarse_logits(rows: int, vocab_rows: int, seed: int) -> torch.Tensor:
