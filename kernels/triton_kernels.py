@@ -20,6 +20,7 @@ from .triton.decode_graphs import CudaGraphRunner, DirectRunner
 from .triton.linear import DenseLinear, DenseSwiGLU
 from .triton.quantized_linear import pack, pack_swiglu
 from .triton.rows import qk_norm_rope_write, rms_norm
+from .triton.sampling import TritonSampling
 from .triton.stack import TritonStack
 from .triton.step_attention import TritonAttention
 
@@ -28,6 +29,10 @@ class TritonKernels(TorchKernels):
     """Every operation in few launches; torch's way for caches that the kernels do not take."""
 
     name = "triton"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampling = TritonSampling()
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> DenseLinear:
         """See ``Kernels.pack_linear``."""
