@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-READ_BYTES = 512 * 2**20  # far above every cache
-MATRIX = 1536  # large enough for the peak rate, small enough for 50 ms on one core
+READ_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
+"""Far above every cache; on a GPU also so much that starting to read takes no share."""
+MATRIX = {"cpu": 1536, "cuda": 8192}
+"""Large enough for the peak rate; on a CPU small enough for 50 ms on one core."""
 TRIES = 3
 
 
@@ -44,9 +46,10 @@ class FloorProbe:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._device = device
-        self._memory = torch.ones(READ_BYTES // 4, dtype=torch.float32, device=device)
-        self._left = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
-        self._right = torch.ones(MATRIX, MATRIX, dtype=dtype, device=device)
+        size = MATRIX[device.type]
+        self._memory = torch.ones(READ_BYTES[device.type] // 4, device=device)
+        self._left = torch.ones(size, size, dtype=dtype, device=device)
+        self._right = torch.ones(size, size, dtype=dtype, device=device)
         self.sample()  # first touches and library start-up are not the machine's rate
 
     def sample(self) -> Floor:
@@ -55,9 +58,11 @@ class FloorProbe:
         multiply = min(
             self._seconds(lambda: torch.mm(self._left, self._right)) for _ in range(TRIES)
         )
-        return Floor(READ_BYTES / read, MATRIX**3 / multiply)
+        return Floor(self._memory.nbytes / read, len(self._left) ** 3 / multiply)
 
     def _seconds(self, action: Callable[[], torch.Tensor]) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         start = time.perf_counter()
         action()
         if self._device.type == "cuda":

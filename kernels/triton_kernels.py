@@ -16,18 +16,24 @@ from .context import ForwardContext
 from .kv_layer import KVLayer
 from .quantized import QuantizedWeight
 from .torch_ops import TorchKernels
-from .triton.attention import TritonAttention, takes_cache
+from .triton.attention import takes_cache
 from .triton.decode_graphs import CudaGraphRunner, DirectRunner
 from .triton.linear import DenseLinear, DenseSwiGLU
 from .triton.quantized_linear import pack, pack_swiglu
 from .triton.rows import qk_norm_rope_write, rms_norm
+from .triton.sampling import TritonSampling
 from .triton.stack import TritonStack
+from .triton.step_attention import TritonAttention
 
 
 class TritonKernels(TorchKernels):
     """Every operation in few launches; torch's way for caches that the kernels do not take."""
 
     name = "triton"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sampling = TritonSampling()
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> DenseLinear:
         """See ``Kernels.pack_linear``."""

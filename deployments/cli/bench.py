@@ -366,6 +366,30 @@ def parallel(
 
 
 @bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench gpu Qwen/Qwen3-0.6B "
+    "--json gpu.json --picture gpu.png"
+)
+def gpu(
+    model: Model = "embedded",
+    dtype: DTypeOption = "auto",
+    against: Annotated[
+        bool, typer.Option("--against/--alone", help="Beside transformers, compiled.")
+    ] = True,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """This machine's CUDA device: parity of every kernel, then decode, prefill and a workload.
+
+    Decode at batch 1 to 256, prefill of 512 to 8192 tokens, each beside the device's read and
+    multiply rates, and 256 requests of 100 to 1024 tokens in and out.
+    """
+    from .bench_gpu import run_gpu
+
+    run_gpu(model, dtype, against, rounds, json_file, picture)
+
+
+@bench_app.command(
     epilog="Example:\n\n[dim]$[/] inference-pio bench sampling --threads 2 --json sampling.json"
 )
 def sampling(

@@ -141,7 +141,7 @@ def _served_answers(wishes: QuantizationWishes, name: str) -> quantization.Answe
     )
     if not asked.modes:
         asked = replace(asked, modes=modes_of(wishes.model))
-    server = running_server(None, wishes.model, None, wishes.dtype, name)
+    server = running_server(None, wishes.model, None, {"dtype": wishes.dtype, "quantization": name})
     with server as (url, _, _config), progress() as say:
         found = asyncio.run(evaluate(url, asked, _prefixed(say, name)))
     return {one.key: _first_measure(one.verdict) for one in found.results}

@@ -42,6 +42,8 @@ class W8A8Linear final : public PackedLinear<T> {
   int64_t in_features() const override { return panels_.shape.in_features; }
   int64_t out_features() const override { return panels_.shape.columns; }
   int64_t num_bytes() const override { return panels_.num_bytes(); }
+  const std::byte* panels() const override { return panels_.data.data(); }
+  void place(std::byte* memory) override { panels_.data = HugeBuffer::view(memory); }
 
   void run(Worker& worker, View<const T> x, Store<T> to) const override { run_to(worker, x, to); }
   void run(Worker& worker, View<const T> x, StoreFloat to) const override { run_to(worker, x, to); }

@@ -31,7 +31,7 @@ _CACHED = 1 << 15
 _TO_WHOLE = 1.5 * 2.0**52
 """Added, it rounds a number to a whole one, which then stands in its low bits."""
 
-_POWER = (
+POWER = (
     1.0,
     0.6931471807045332,
     0.24022651066562742,
@@ -65,10 +65,10 @@ def weights_of(exponents: Tensor) -> Tensor:
     clamped = exponents.clamp_min(VANISHING)
     shifted = clamped + _TO_WHOLE
     rest = clamped.sub_(shifted - _TO_WHOLE)
-    power = rest * _POWER[-1]
-    for coefficient in _POWER[-2:0:-1]:
+    power = rest * POWER[-1]
+    for coefficient in POWER[-2:0:-1]:
         power.add_(coefficient).mul_(rest)
-    power.add_(_POWER[0])
+    power.add_(POWER[0])
     # The whole part of the exponent goes into the exponent's bits of the power.
     bits = shifted.view(torch.int64).add_(UNIT_BITS).bitwise_left_shift_(52)
     return bits.add_(power.view(torch.int64)).view(torch.float64).round_().long()

@@ -8,7 +8,7 @@ one new token (decode) come first in it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -16,10 +16,9 @@ import torch
 import triton
 from torch import Tensor
 
-from ..api import Attention
 from ..context import ForwardContext
 from ..host_copy import copied_to
-from ..kv_layer import KVLayer, layer_shape
+from ..kv_layer import KVLayer
 from ..pattern import FULL, AttentionPattern
 from .attention_code import decode_kernel, join_kernel, prefill_kernel
 from .launch import OPTIONS
@@ -61,36 +60,10 @@ class PrefillBatch:
     table_starts_B: Tensor
     tables: Tensor
     most_new: int
-
-
-class TritonAttention:
-    """One step's attention; ``other`` plans it for what these kernels do not take."""
-
-    def __init__(
-        self, context: ForwardContext, other: Callable[[ForwardContext], Attention]
-    ) -> None:
-        self._context = context
-        self._plan_other = other
-        self._other: Attention | None = None
-        self._decode, self._prefill = plan_batches(context)
-
-    def __call__(
-        self, q_THD: Tensor, kv_N2KSD: KVLayer, bounds_N2KD: Tensor | None = None
-    ) -> Tensor:
-        """See ``api.Attention``."""
-        num_tokens, num_heads, head_dim = q_THD.shape
-        qk_heads = num_heads + layer_shape(kv_N2KSD).kv_heads
-        if not takes(kv_N2KSD, self._context.pattern, q_THD.dtype, qk_heads):
-            if self._other is None:
-                self._other = self._plan_other(self._context)
-            return self._other(q_THD, kv_N2KSD, bounds_N2KD)
-        assert q_THD.stride()[1:] == (head_dim, 1), "heads lie side by side"
-        out_TC = q_THD.new_empty(num_tokens, num_heads * head_dim)
-        if self._decode is not None:
-            attend_decode(q_THD, kv_N2KSD, self._decode, out_TC)
-        if self._prefill is not None:
-            attend_prefill(q_THD, kv_N2KSD, self._prefill, out_TC)
-        return out_TC
+    longest: int
+    """The largest of ``seq_lens_B``."""
+    rows: slice | None
+    """Of all their tokens, where those lie one behind the other in this order."""
 
 
 def takes(
@@ -164,6 +137,8 @@ def plan_batches(context: ForwardContext) -> tuple[DecodeBatch | None, PrefillBa
             table_starts_B[count:],
             flat,
             max(num_new),
+            max(columns[2][count:]),
+            _joined_rows(*(column[count:] for column in columns[:2])),
         )
     return decode, prefill
 
@@ -258,6 +233,12 @@ def attend_prefill(q_THD: Tensor, kv_N2KSD: Tensor, batch: PrefillBatch, out_TC:
         num_stages=2,
         **OPTIONS,
     )
+
+
+def _joined_rows(starts: Sequence[int], counts: Sequence[int]) -> slice | None:
+    """The rows of neighbours that follow each other; ``None`` where some lie apart."""
+    ends = [start + count for start, count in zip(starts, counts, strict=True)]
+    return slice(starts[0], ends[-1]) if list(starts[1:]) == ends[:-1] else None
 
 
 def _dim_tile(head_dim: int) -> int:

@@ -83,11 +83,12 @@ def qk_norm_rope_write_kernel(
     is_query = inside & (heads < HEADS)[:, None]
     tl.store(row_ptr + places, out_first.to(dtype), mask=is_query)
     tl.store(row_ptr + places + HALF, out_second.to(dtype), mask=is_query)
-    slot = tl.load(slots_ptr + token)
+    # One slot, as wide as the heads: Triton 3.9's interpreter joins no mask with a single value.
+    slot = tl.load(slots_ptr + token) + tl.zeros_like(heads)
     # Keys of a block, then its values: head h of either is plane h of the block.
     plane = (slot // BLOCK_SIZE) * (2 * KV_HEADS) + (heads - HEADS)
     entry = (plane * BLOCK_SIZE + slot % BLOCK_SIZE)[:, None] * (2 * HALF) + channels[None, :]
-    is_cached = inside & (heads >= HEADS)[:, None] & (slot >= 0)
+    is_cached = inside & ((heads >= HEADS) & (slot >= 0))[:, None]
     tl.store(cache_ptr + entry, out_first.to(dtype), mask=is_cached)
     tl.store(cache_ptr + entry + HALF, out_second.to(dtype), mask=is_cached)
 

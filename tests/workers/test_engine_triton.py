@@ -64,11 +64,11 @@ def test_mixed_batches_and_prefix_hits(engines: Engines, prompt: Prompt) -> None
     shared = prompt(33)
 
     def run(driver: Any) -> None:
-        driver.add("first", shared, max_tokens=8, **GREEDY)
-        for _ in range(4):
+        driver.add("first", shared, max_tokens=5, **GREEDY)
+        for _ in range(3):
             driver.step()
-        driver.add("hit", [*shared[:32], *prompt(5, 1)], max_tokens=4, **GREEDY)
-        driver.add("other", prompt(30, 2), max_tokens=3, **GREEDY)
+        driver.add("hit", [*shared[:32], *prompt(5, 1)], max_tokens=3, **GREEDY)
+        driver.add("other", prompt(20, 2), max_tokens=2, **GREEDY)
         driver.run()
         assert driver.last("hit").usage.cached_tokens == 32
 
@@ -79,10 +79,10 @@ def test_mixed_batches_and_prefix_hits(engines: Engines, prompt: Prompt) -> None
 
 def test_preemption(engines: Engines, prompt: Prompt) -> None:
     def run(driver: Any) -> None:
-        driver.add("low", prompt(20), max_tokens=14, priority=5, **GREEDY)
-        for _ in range(4):
+        driver.add("low", prompt(28), max_tokens=6, priority=5, **GREEDY)
+        for _ in range(3):
             driver.step()
-        driver.add("high", prompt(30), max_tokens=3, priority=0, **GREEDY)
+        driver.add("high", prompt(30), max_tokens=2, priority=0, **GREEDY)
         driver.run()
         assert driver.engine.stats().preemptions == 1
 
@@ -91,8 +91,8 @@ def test_preemption(engines: Engines, prompt: Prompt) -> None:
 
 def test_the_embedded_model(engines: Engines, embedded_dir: Path, prompt: Prompt) -> None:
     def run(driver: Any) -> None:
-        driver.add("a", prompt(19), max_tokens=6, **GREEDY)
-        driver.add("b", prompt(6, 1), max_tokens=4, **GREEDY)
+        driver.add("a", prompt(9), max_tokens=4, **GREEDY)
+        driver.add("b", prompt(6, 1), max_tokens=2, **GREEDY)
         driver.run()
 
     engines.agree(run, embedded_dir)

@@ -19,6 +19,9 @@ def prepare(checkpoint: str, precision: str, folder: str) -> None:
 class Peer:
     """A loaded model."""
 
+    generation_options: dict[str, Any] = {}  # noqa: RUF012
+    """What ``generate`` is told beyond lengths."""
+
     def __init__(self, checkpoint: str, precision: str, folder: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -54,6 +57,7 @@ class Peer:
             do_sample=False,
             pad_token_id=0,
             eos_token_id=None,
+            **self.generation_options,
         )
         times = [time.perf_counter()]
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 COMMAND = str(Path(sys.executable).with_name("inference-pio"))
 
@@ -41,6 +42,7 @@ def run(
         ["quantize"],
         ["demo"],
         ["bench", "speed"],
+        ["bench", "gpu"],
         ["bench", "serve"],
         ["bench", "accuracy"],
         ["bench", "memory"],
@@ -80,6 +82,11 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         (["make-checkpoint", "qwen3-0.6b", "out", "--tokenizer", "."], "tokenizer.json"),
         (["chat", "--url", "http://127.0.0.1:9"], "no server answers at http://127.0.0.1:9"),
         (["bench", "speed", "--picture", "p.pdf"], ".png or .svg"),
+        pytest.param(
+            ["bench", "gpu"],
+            "bench gpu needs a CUDA device, but torch",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         (["bench", "serve", "--rate", "2", "--offline"], "--rate is an open loop"),
         (["bench", "compare", "--case", "decode b3"], "one of decode b1, decode b8"),
     ],

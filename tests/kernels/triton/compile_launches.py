@@ -1,9 +1,9 @@
 """Compiles what a forward pass launches, for a device that need not be here.
 
 ``python compile_launches.py CAPABILITY DTYPE PART``, without ``TRITON_INTERPRET``; parts are
-``dense`` and ``quantized``. The launching code runs on tensors of the CPU; in place of each launch
-its kernel is compiled, with the constants, the specialisation and the options of that launch.
-Prints a JSON list of what came out.
+``dense``, ``quantized`` and ``sampling``. The launching code runs on tensors of the CPU; in place
+of each launch its kernel is compiled, with the constants, the specialisation and the options of
+that launch. Prints a JSON list of what came out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from inference_pio.kernels.context import ContextItem, build_context
 from inference_pio.kernels.quantized import CODE_DTYPES, CodeFormat, QuantizedWeight
-from inference_pio.kernels.triton.attention import TritonAttention
+from inference_pio.kernels.sampling.api import Draw
 from inference_pio.kernels.triton.quantized_linear import pack
 from inference_pio.kernels.triton.rows import (
     add_rms_norm,
@@ -32,9 +32,11 @@ from inference_pio.kernels.triton.rows import (
     rms_norm,
     silu_mul,
 )
+from inference_pio.kernels.triton.sampling import _chunk_best, _launch
+from inference_pio.kernels.triton.step_attention import TritonAttention
 
 CPU = torch.device("cpu")
-HEADS, KV_HEADS, DIM, HIDDEN, INNER = 16, 8, 128, 1024, 3072
+HEADS, KV_HEADS, DIM, HIDDEN, INNER, VOCABULARY = 16, 8, 128, 1024, 3072, 151_936
 """Qwen3-0.6B."""
 
 
@@ -82,6 +84,7 @@ def main() -> None:
                 "shared_bytes": kernel.metadata.shared,
                 "stack_bytes": stack_bytes(kernel.asm["cubin"]),
                 "has_matrix_units": "mma" in kernel.asm["ptx"],
+                "contracts_float64": "fma.rn.f64" in kernel.asm["ptx"],
             }
         )
 
@@ -89,6 +92,8 @@ def main() -> None:
     if sys.argv[3] == "dense":
         launch_rows(dtype)
         launch_attention(dtype)
+    elif sys.argv[3] == "sampling":
+        launch_sampling()
     else:
         launch_quantized(dtype)
     print(json.dumps(compiled))
@@ -127,6 +132,13 @@ def launch_attention(dtype: torch.dtype) -> None:
         context = build_context(items, 64, CPU)
         rows = torch.empty(context.query_starts[-1], HEADS + 2 * KV_HEADS, DIM, dtype=dtype)
         TritonAttention(context, no_other)(rows[:, :HEADS], cache)
+
+
+def launch_sampling() -> None:
+    logits = torch.zeros(2, VOCABULARY)
+    draws = [Draw(), Draw.of(0.6, 20, 0.95, 0.0, 0.5)]
+    best = _chunk_best(logits, VOCABULARY - 267)
+    _launch(logits, VOCABULARY - 267, draws, best, best)
 
 
 def no_other(context: object) -> Any:

