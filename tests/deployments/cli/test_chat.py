@@ -18,7 +18,7 @@ GREEDY = Manner(temperature=0.0)
 
 @pytest.fixture(scope="module")
 def talker() -> Iterator[LocalTalker]:
-    with LocalTalker("embedded", "auto") as talker:
+    with LocalTalker("embedded", {}) as talker:
         yield talker
 
 
