@@ -34,9 +34,10 @@ def test_bounds_are_those_of_the_numbers_that_codes_stand_for(
     layer = CodedKV(data, codes, SIZE, DIM)
     slots = torch.arange(BLOCKS * SIZE)
     # Rows of very different size have scales of their own.
-    kv_T2KD = torch.randn(len(slots), 2, HEADS, DIM) * torch.logspace(-3, 3, len(slots))[
-        :, None, None, None
-    ]
+    kv_T2KD = (
+        torch.randn(len(slots), 2, HEADS, DIM)
+        * torch.logspace(-3, 3, len(slots))[:, None, None, None]
+    )
     write_tokens(layer, slots, kv_T2KD)
     bounds = torch.full((BLOCKS, 2, HEADS, DIM), float("nan"))
     kernels.bound_pages(layer, bounds, [3, 1])

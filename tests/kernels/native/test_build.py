@@ -51,7 +51,7 @@ def small_tree(tmp_path: Path) -> Path:
     )
     (tree / "pyproject.toml").write_text(f"{head}packages = [\n{packages}{rest.partition(']')[2]}")
     for source in (
-        *("library_api.cpp", "team.cpp", "team.h", "api.h", "exports.map"),
+        *("library_api.cpp", "team.cpp", "team.h", "huge_buffer.h", "api.h", "exports.map"),
         *("library.py", "instruction_sets.py", "sources.py"),
     ):
         shutil.copy(REPOSITORY / NATIVE / source, tree / NATIVE)

@@ -136,7 +136,7 @@ def test_what_the_kernels_do_not_take_goes_the_other_way(device: torch.device) -
 
     def other(context: object) -> TorchKernels:
         calls.append(context)
-        return lambda q, kv: q.flatten(1)  # type: ignore[return-value]
+        return lambda q, kv, bounds: q.flatten(1)  # type: ignore[return-value]
 
     attention = TritonAttention(case.context, other)  # type: ignore[arg-type]
     for _ in range(2):

@@ -208,6 +208,6 @@ def test_another_cache_drops_the_graphs(device: torch.device) -> None:
 
 def test_a_cache_for_each_layer(device: torch.device) -> None:
     decoder = Decoder(device)
-    decoder.caches = decoder.caches[:1]
-    with pytest.raises(ValueError, match="1 layers of KV came for 2 layers"):
+    decoder.caches = decoder.caches * 2
+    with pytest.raises(ValueError, match="4 layers of KV came for 2 layers"):
         decoder.check([5])
