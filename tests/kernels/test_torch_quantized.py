@@ -191,7 +191,8 @@ def test_w8a8_rounds_each_token_by_its_own_scale(rows: int) -> None:
     x = torch.randn(rows, 96) * torch.logspace(-2, 2, rows)[:, None]
     scale = x.abs().amax(1, keepdim=True) / 127
     expected = ((x / scale).round() * scale) @ weight.dequantize().T
-    torch.testing.assert_close(linear(x), expected, rtol=1e-4, atol=1e-5)
+    # In units of each token's scale: sums of whole numbers lose digits where they cancel.
+    torch.testing.assert_close(linear(x) / scale, expected / scale, rtol=1e-4, atol=1e-3)
     assert bool((linear(torch.zeros(2, 96)) == 0).all())
 
 

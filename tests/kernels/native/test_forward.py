@@ -340,7 +340,9 @@ class Step:
 
     def run(self) -> None:
         cos, sin = rope_cos_sin(self.context.positions_T, self.engine.frequencies)
-        self.engine.stack(self.hidden, self.context, cos, sin, self.caches, self.first_layer)
+        self.engine.stack(
+            self.hidden, self.context, cos, sin, self.caches, first_layer=self.first_layer
+        )
 
 
 def test_blocks_and_slots_that_the_cache_has_not_are_refused() -> None:
@@ -392,7 +394,7 @@ def test_a_stack_in_parts_gives_what_it_gives_whole(dtype: torch.dtype) -> None:
         hidden: Tensor, context: ForwardContext, cos: Tensor, sin: Tensor, caches: Sequence[Tensor]
     ) -> Tensor:
         for layer, cache in enumerate(caches):
-            hidden = stack(hidden, context, cos, sin, [cache], layer)
+            hidden = stack(hidden, context, cos, sin, [cache], first_layer=layer)
         return hidden
 
     parts.stack = by_parts
