@@ -1,6 +1,7 @@
 """The picture of ``bench quantization``: what a format costs in memory, and what it gives for it.
 
-A panel for each quality, over the resident weights; a point a format, named; its spread as a line.
+A panel for each quality, over the resident weights; a point a format, in its colour, with its
+spread as a line.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel in grid[len(panels) :]:
         panel.set_visible(False)
+    points: dict[str, object] = {}
     for panel, (case, unit) in zip(grid, panels, strict=False):
         for number, name in enumerate(formats):
             row = found.get((case, unit, name))
@@ -53,11 +55,13 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
                 continue
             at = found[*size, name].median
             spread = [[max(0.0, row.median - row.low)], [max(0.0, row.high - row.median)]]
-            panel.errorbar(at, row.median, spread, fmt="o", color=f"C{number}", capsize=2)
-            panel.annotate(name, (at, row.median), (5, 4), textcoords="offset points")
+            points[name] = panel.errorbar(
+                at, row.median, spread, fmt="o", color=f"C{number}", capsize=2
+            )
         panel.set_title(case)
         panel.set_xlabel(f"resident weights, {size[1]}")
         panel.set_ylabel(unit)
         panel.margins(0.2)
         panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(list(points.values()), list(points), loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=150)
