@@ -31,6 +31,7 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
     """
     require_picture_path(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
     found = {(row.case, row.unit, row.system): row for row in rows}
@@ -47,7 +48,7 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel in grid[len(panels) :]:
         panel.set_visible(False)
-    points: dict[str, object] = {}
+    points: dict[str, ErrorbarContainer] = {}
     for panel, (case, unit) in zip(grid, panels, strict=False):
         for number, name in enumerate(formats):
             row = found.get((case, unit, name))
