@@ -31,7 +31,6 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
     """
     require_picture_path(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
     found = {(row.case, row.unit, row.system): row for row in rows}
@@ -48,7 +47,6 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for panel in grid[len(panels) :]:
         panel.set_visible(False)
-    points: dict[str, ErrorbarContainer] = {}
     for panel, (case, unit) in zip(grid, panels, strict=False):
         for number, name in enumerate(formats):
             row = found.get((case, unit, name))
@@ -56,13 +54,15 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
                 continue
             at = found[*size, name].median
             spread = [[max(0.0, row.median - row.low)], [max(0.0, row.high - row.median)]]
-            points[name] = panel.errorbar(
-                at, row.median, spread, fmt="o", color=f"C{number}", capsize=2
+            panel.errorbar(
+                at, row.median, spread, fmt="o", color=f"C{number}", capsize=2, label=name
             )
         panel.set_title(case)
         panel.set_xlabel(f"resident weights, {size[1]}")
         panel.set_ylabel(unit)
         panel.margins(0.2)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(list(points.values()), list(points), loc="outside lower center", ncols=5)
+    # The last panel is of speed, which every format has.
+    handles, labels = grid[len(panels) - 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=150)
