@@ -84,7 +84,8 @@ def figures(stages: Stages, filled: Filled, config: EngineConfig) -> Figures:
         "KV cache": stages.kv.total - stages.weights.total,
         "steady": filled.full.total,
         "steady, shared pages divided": filled.full.proportional,
-        "peak while loading": stages.weights.peak,
+        "left free by loading": stages.loaded.total - stages.weights.total,
+        "peak while loading": stages.loaded.peak,
         "peak": filled.full.peak,
     }
     device = {
@@ -110,14 +111,13 @@ def file_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
-def rows(
-    measured: Mapping[str, Sequence[Figures]], command: str, *, benchmark: str = BENCHMARK
-) -> list[Row]:
-    """A row for each figure of each configuration, over its rounds."""
-    row = partial(Row.of, benchmark=benchmark, system="inference-pio", command=command)
+def rows(measured: Mapping[str, Sequence[Figures]], command: str) -> list[Row]:
+    """A row for each figure of each configuration, which is the system, over its rounds."""
+    row = partial(Row.of, benchmark=BENCHMARK, command=command)
     return [
         row(
             of_rounds([one[case, unit] for one in all_rounds]),
+            system=name,
             precision=name,
             case=case,
             unit=unit,

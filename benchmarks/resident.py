@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,14 @@ class Resident:
     device: int = 0
     """Allocated by tensors on a CUDA device."""
     device_peak: int = 0
+
+
+def give_back_free() -> None:
+    """Have the C library return what it holds free, where it can (glibc): it may be gigabytes."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def resident(*, cuda: bool = False) -> Resident:

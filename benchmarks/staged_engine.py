@@ -3,7 +3,8 @@
 1. ``start``: everything is imported, and a tiny model was loaded in the same way, run and dropped:
    code and libraries that come with first use are not taken for weights.
 2. ``text``: tokenizer and template are read.
-3. ``weights``: the model is packed.
+3. ``loaded``: the model is packed; ``weights``: and what loading left free in the C library is
+   given back, which the next stages would take first.
 4. ``kv``: the KV pool is allocated and touched.
 5. ``full``: prompts fill the pool to its last block, in the largest steps there are.
 """
@@ -18,7 +19,7 @@ from ..workers.engine import Engine
 from ..workers.executor import LocalExecutor
 from ..workers.loading import load_part, load_text_for, pool_blocks, with_pool
 from ..workers.types import GenerateRequest, SamplingParams
-from .resident import Resident, resident
+from .resident import Resident, give_back_free, resident
 from .systems import random_prompt
 
 _SMALL_KV_BYTES = 4 << 20
@@ -30,6 +31,7 @@ class Stages:
 
     start: Resident
     text: Resident
+    loaded: Resident
     weights: Resident
     kv: Resident
 
@@ -48,11 +50,14 @@ class Filled:
 def build_in_stages(config: EngineConfig) -> tuple[Engine, Stages]:
     """The engine of a configuration, on one device. Raises what ``Engine`` raises."""
     _touch_code(config)
+    give_back_free()
     start = resident()
     text = load_text_for(config)
     after_text = resident()
     part = load_part(config)
     cuda = part.model.device.type == "cuda"
+    after_loading = resident(cuda=cuda)
+    give_back_free()
     after_weights = resident(cuda=cuda)
     loaded = with_pool(config, text, part, pool_blocks(config, part))
     executor = LocalExecutor(
@@ -60,7 +65,7 @@ def build_in_stages(config: EngineConfig) -> tuple[Engine, Stages]:
     )
     after_kv = resident(cuda=cuda)
     engine = Engine(config, built=(loaded, executor))
-    return engine, Stages(start, after_text, after_weights, after_kv)
+    return engine, Stages(start, after_text, after_loading, after_weights, after_kv)
 
 
 def _touch_code(config: EngineConfig) -> None:

@@ -1,6 +1,7 @@
 """The picture of ``bench quantization``: what a format costs in memory, and what it gives for it.
 
-A panel for each quality, over the resident weights; a point a format, named; its spread as a line.
+A panel for each quality, over the resident weights; a point a format, in its colour, with its
+spread as a line.
 """
 
 from __future__ import annotations
@@ -53,11 +54,15 @@ def draw_tradeoff(rows: Sequence[Row], path: Path) -> None:
                 continue
             at = found[*size, name].median
             spread = [[max(0.0, row.median - row.low)], [max(0.0, row.high - row.median)]]
-            panel.errorbar(at, row.median, spread, fmt="o", color=f"C{number}", capsize=2)
-            panel.annotate(name, (at, row.median), (5, 4), textcoords="offset points")
+            panel.errorbar(
+                at, row.median, spread, fmt="o", color=f"C{number}", capsize=2, label=name
+            )
         panel.set_title(case)
         panel.set_xlabel(f"resident weights, {size[1]}")
         panel.set_ylabel(unit)
         panel.margins(0.2)
         panel.spines[["top", "right"]].set_visible(False)
+    # The last panel is of speed, which every format has.
+    handles, labels = grid[len(panels) - 1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
     figure.savefig(path, dpi=150)
