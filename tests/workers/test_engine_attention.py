@@ -229,6 +229,6 @@ def test_a_label_stands_for_its_attention(label: str) -> None:
 def test_bounds_are_counted_as_the_memory_they_take(make_driver: MakeDriver) -> None:
     model = make_driver(attention="top_pages:2").engine.loaded.model
     cache = model.new_cache(6, 16)
-    size = KVCache.bytes_per_block(model.config, 16, model.dtype, model.pattern)
+    size = KVCache.bytes_per_block(model.config, 16, model.dtype, pattern=model.pattern)
     bounds = sum(layer.nbytes for layer in cache.bounds)
     assert cache.blocks_LN2KSD.nbytes + bounds == 6 * size
