@@ -91,11 +91,12 @@ struct Attention<T>::Plan {
                   PartRows<E>& rows) const {
     const int32_t* table = block_table(tile);
     const Pattern& pattern = batch.pattern;
-    const int end = std::min((part + 1) * kPartKeys, tile.num_keys());
-    int begin = part * kPartKeys;
+    const int window_begin = tile.first_position + 1 - pattern.window;
+    int begin = part * kPartKeys, end = std::min(begin + kPartKeys, tile.num_keys());
     if (begin >= pattern.sinks) {
-      const int seen = tile.first_position + 1 - pattern.window;
-      begin = std::max(begin, seen / kKeyGranule * kKeyGranule);
+      begin = std::max(begin, window_begin / kKeyGranule * kKeyGranule);
+    } else if (end <= window_begin) {
+      end = std::min(end, pattern.sinks);
     }
     rows.count = end - begin;
     rows.value_offset = cache.values(0, 0) - cache.keys(0, 0);

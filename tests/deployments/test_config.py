@@ -90,6 +90,19 @@ def test_pools_share_the_engine_but_for_what_they_say() -> None:
     assert config.model_name == "one"
 
 
+def test_pools_of_another_attention_exchange_no_kv() -> None:
+    pools: list[dict[str, Any]] = [
+        {"name": "p", "role": "prefill"},
+        {"name": "d", "role": "decode", "prefill": {"pool": "p"}},
+        {"name": "w", "engine": {"attention": {"kind": "sliding_window", "window": 512}}},
+    ]
+    config = load_config({"pools": pools, "engine": {"attention": "top_pages:4"}})
+    assert config.approximations == {"d": "top_pages:4", "w": "sliding_window:512"}
+    pools[1]["engine"] = {"attention": "full"}
+    with pytest.raises(ValueError, match="attention is 'full' here and 'top_pages:4' there"):
+        load_config({"pools": pools, "engine": {"attention": "top_pages:4"}})
+
+
 def test_the_configuration_cannot_be_changed() -> None:
     config = load_config({})
     with pytest.raises(ValidationError):

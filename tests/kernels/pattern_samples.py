@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from inference_pio.kernels.context import (
     build_context,
 )
 from inference_pio.kernels.pattern import FULL, AttentionPattern
+from inference_pio.kernels.reference import ReferenceKernels
 
 CPU = torch.device("cpu")
 PART = 512
@@ -38,8 +40,8 @@ BATCHES: dict[str, list[tuple[int, int]]] = {
     "one row at a block's end": [(127, 1)],
     "one row at a block's begin": [(128, 1)],
     "mixed": [(3, 1), (0, 20), (31, 1), (16, 16), (90, 3), (300, 1), (299, 1)],
-    "at the ends of parts": [(PART - 1, 1), (PART, 1), (2 * PART - 1, 2), (PART - 20, 40)],
-    "behind many parts": [(5 * PART + 3, 1), (3 * PART - 30, 70)],
+    "at the ends of parts": [(PART - 1, 1), (PART, 1), (2 * PART - 1, 2), (PART - 7, 14)],
+    "behind many parts": [(5 * PART + 3, 1), (3 * PART - 5, 12)],
 }
 
 
@@ -87,6 +89,7 @@ class PatternCase:
         ]
         return build_context(items, self.block_size, CPU, pattern)
 
+    @functools.cached_property
     def bounds(self) -> Tensor:
         """Of every full block; of the others NaN, as nobody may read them."""
         keys = self.cache[:, 0].float()
@@ -135,6 +138,13 @@ class PatternCase:
         assert ranked[pattern.pages - 1] - ranked[pattern.pages] > 4e-6 * abs(ranked[0])
         numbers = {0, own - 1, own, *chosen[: pattern.pages]}
         return [j for j in range(position + 1) if j // size in numbers]
+
+
+@functools.cache
+def sample(batch: str, pattern: AttentionPattern, dtype: torch.dtype) -> tuple[PatternCase, Tensor]:
+    """A case of ``BATCHES`` whose prompts have 40 tokens, and what the reference gives for it."""
+    case = PatternCase(BATCHES[batch], pattern, dtype=dtype, prompt_len=40)
+    return case, ReferenceKernels().plan_attention(case.context)(case.q, case.clean)
 
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}

@@ -107,6 +107,15 @@ def test_a_model_that_is_not_known_is_a_warning(tmp_path: Path) -> None:
     assert "memory unchecked" in warnings(result)
 
 
+def test_an_attention_that_approximates_is_a_warning(tmp_path: Path) -> None:
+    document = load("local.yaml")
+    args(document).setdefault("engine", {})["attention"] = "sliding_window:512"
+    result = review(tmp_path, document)
+    assert result.is_sound
+    said = "attention is sliding_window:512: answers are approximations of the model"
+    assert warnings(result) == f"applications[0].args.pools.engine: {said}"
+
+
 def test_another_import_path_is_refused(tmp_path: Path) -> None:
     document = load("local.yaml")
     document["applications"][0]["import_path"] = "deployments.app:build"

@@ -263,6 +263,7 @@ def test_plain_endpoints(client: httpx.Client) -> None:
     assert client.get("/health").json() == {"status": "ok", "pools": {"engine": "ok"}}
     version = client.get("/version").json()
     assert version["version"]
+    assert version["attention"] == {"engine": "full"}
     assert version["kernels"] == {"engine": select_kernels(torch.device("cpu"), torch.float32).name}
     (model,) = client.get("/v1/models").json()["data"]
     assert client.get(f"/v1/models/{model['id']}").json() == model
