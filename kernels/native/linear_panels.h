@@ -67,21 +67,11 @@ struct Chunk {
 
 constexpr int64_t kLineBytes = 64;
 
-// What a tile brings into the second cache while it computes: at its own step s that of both strips,
-// and behind the last of these, `num_then` steps of what is read afterwards. A few steps ahead the
-// memory's rate is best; farther ahead it falls by a sixth.
+// What a tile brings into the second cache while it computes: at its own step s that of both strips.
+// A few steps ahead the memory's rate is best; farther ahead it falls by a sixth.
 struct Prefetch {
   Chunk weights = {};
   int64_t steps = 0;
-  Chunk then = {};
-  int64_t num_then = 0;
-
-  int64_t all_steps() const { return steps + num_then; }
-  const std::byte* at(int64_t strip, int64_t step) const {
-    const int64_t column = strip * kStripColumns;
-    return step < steps ? weights.at(column) + step * kStepBytes
-                        : then.at(column) + (step - steps) * kStepBytes;
-  }
 };
 
 // A run of memory.
@@ -102,13 +92,11 @@ struct Panels {
   Chunk steps_at(int64_t panel, int64_t step, int64_t /*steps*/) const {
     return {data.data() + panel * shape.panel_bytes() + step * kStepBytes, shape.strip_bytes()};
   }
-  // What tiles fetch while they read these steps, `distance` steps behind them: at a panel's end the
-  // next panel's first steps. Behind the last one that fetches nothing that is read.
+  // What tiles fetch while they read these steps, `distance` steps behind them. It runs on behind a
+  // strip's end to what lies there: in most cases it is read next, and to look first costs a tenth
+  // of the memory's rate.
   Prefetch ahead(int64_t panel, int64_t step, int64_t steps, int64_t distance) const {
-    const int64_t begin = step + distance;
-    const int64_t left = std::clamp<int64_t>(shape.steps - begin, 0, steps);
-    return {steps_at(panel, begin, left), left, steps_at(panel + 1, 0, distance),
-            std::min(steps - left, distance)};
+    return {steps_at(panel, step + distance, steps), steps};
   }
 
   // What is read for these steps of a strip.

@@ -25,7 +25,7 @@ namespace pio {
 
 inline void prefetch_step(const Prefetch& ahead, int64_t step) {
   for (int64_t strip = 0; strip < kStrips; ++strip) {
-    const std::byte* from = ahead.at(strip, step);
+    const std::byte* from = ahead.weights.at(strip * kStripColumns) + step * kStepBytes;
     for (int64_t line = 0; line < kStepBytes; line += kLineBytes) {
       __builtin_prefetch(from + line, 0, 2);
     }

@@ -57,11 +57,10 @@ class AMXTiles {
                 bool accumulate, float* out, Prefetch ahead) {
     const X* x = x_.row(first_row) + step * kElements;
     configure(rows);
-    if (rows <= kTileRows) return one_by_four(x, weights, steps, accumulate, out, ahead);
-    for (int64_t strip = 0; strip < kStrips; ++strip) {
-      const int64_t column = strip * kStripColumns;
-      two_by_two<kKept>(x, weights.at(column), steps, accumulate, out + column,
-                        StreamFetch(ahead, strip));
+    if (ahead.steps == steps) {
+      multiply_panel<StreamFetch>(x, rows, weights, steps, accumulate, out, ahead);
+    } else {
+      multiply_panel<PartFetch>(x, rows, weights, steps, accumulate, out, ahead);
     }
   }
 
@@ -116,12 +115,24 @@ class AMXTiles {
     configured_rows_ = rows;
   }
 
+  template <class Fetch>
+  void multiply_panel(const X* x, int64_t rows, const Chunk& weights, int64_t steps,
+                      bool accumulate, float* out, const Prefetch& ahead) const {
+    if (rows <= kTileRows) return one_by_four<Fetch>(x, weights, steps, accumulate, out, ahead);
+    for (int64_t strip = 0; strip < kStrips; ++strip) {
+      const int64_t column = strip * kStripColumns;
+      two_by_two<kKept>(x, weights.at(column), steps, accumulate, out + column,
+                        Fetch(ahead, strip));
+    }
+  }
+
+  template <class Fetch>
   void one_by_four(const X* x, const Chunk& weights, int64_t steps, bool accumulate, float* out,
-                   Prefetch ahead) const {
+                   const Prefetch& ahead) const {
     const int64_t x_bytes = x_.stride * sizeof(X);
     const std::byte* first = weights.at(0);
     const std::byte* second = weights.at(kStripColumns);
-    StreamFetch first_ahead(ahead, 0), second_ahead(ahead, 1);
+    Fetch first_ahead(ahead, 0), second_ahead(ahead, 1);
     if (accumulate) {
       _tile_loadd(0, out, kPanelOutBytes);
       _tile_loadd(1, out + 16, kPanelOutBytes);

@@ -34,7 +34,7 @@ void dot_tile(const bf16* x, int64_t stride, const Chunk& panel, int64_t steps,
     }
   };
   int64_t s = 0;
-  for (const int64_t end = ahead.all_steps(); s < end; ++s) {
+  for (; s < ahead.steps; ++s) {
     prefetch_step(ahead, s);
     step(s);
   }

@@ -62,7 +62,7 @@ template <class W, int Rows, int Vectors>
     }
   };
   int64_t s = 0;
-  for (const int64_t end = ahead.all_steps(); s < end; ++s) {
+  for (; s < ahead.steps; ++s) {
     prefetch_step(ahead, s);
     step(s);
   }

@@ -53,7 +53,7 @@ template <int Rows, int Vectors>
     }
   };
   int64_t s = 0;
-  for (const int64_t end = ahead.all_steps(); s < end; ++s) {
+  for (; s < ahead.steps; ++s) {
     prefetch_step(ahead, s);
     add(s);
   }
