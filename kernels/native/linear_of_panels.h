@@ -15,7 +15,13 @@ PanelShape plan_panels(int64_t in_features, int64_t columns, int64_t panel_colum
   return {in_features, columns, panel_columns, steps, ceil_div(columns, panel_columns)};
 }
 
-// `Weight` as `LinearRun` takes it.
+// x @ weight.T of a weight as `LinearRun` takes it; what needs more has an overload.
+template <class T, class Weight, class Output>
+void multiply(Worker& worker, const Weight& weight, View<const T> x, const Output& to) {
+  LinearRun<T, Weight>(worker, weight, x)(to);
+}
+
+// `multiply` takes `Weight`.
 template <class T, class Weight>
 class LinearOfPanels final : public PackedLinear<T> {
  public:
@@ -38,7 +44,7 @@ class LinearOfPanels final : public PackedLinear<T> {
  private:
   template <class Output>
   void run_to(Worker& worker, View<const T> x, const Output& to) const {
-    LinearRun<T, Weight>(worker, weight_, x)(to);
+    multiply(worker, weight_, x, to);
   }
 
   Weight weight_;

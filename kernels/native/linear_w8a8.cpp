@@ -33,37 +33,16 @@ void finish(const Rescaled<Output>& to, int64_t row, int64_t first, int64_t colu
   finish(to.to, row, first, columns, product);
 }
 
-template <class T>
-class W8A8Linear final : public PackedLinear<T> {
- public:
-  W8A8Linear(Panels panels, ColumnTerms terms)
-      : panels_(std::move(panels)), terms_(std::move(terms)) {}
-
-  int64_t in_features() const override { return panels_.shape.in_features; }
-  int64_t out_features() const override { return panels_.shape.columns; }
-  int64_t num_bytes() const override { return panels_.num_bytes(); }
-  const std::byte* panels() const override { return panels_.data.data(); }
-  void place(std::byte* memory) override { panels_.data = HugeBuffer::view(memory); }
-
-  void run(Worker& worker, View<const T> x, Store<T> to) const override { run_to(worker, x, to); }
-  void run(Worker& worker, View<const T> x, StoreFloat to) const override { run_to(worker, x, to); }
-  void run(Worker& worker, View<const T> x, AddTo<T> to) const override { run_to(worker, x, to); }
-  void run(Worker& worker, View<const T> x, AddToStream to) const override {
-    run_to(worker, x, to);
-  }
-  void run(Worker& worker, View<const T> x, SwiGLU<T> to) const override { run_to(worker, x, to); }
-
- private:
-  template <class Output>
-  void run_to(Worker& worker, View<const T> x, const Output& to) const {
-    const RoundedRows rows = round_rows(worker, x, panels_.shape.steps * 4);
-    LinearRun<int8_t, Panels>(worker, panels_, rows.codes)(
-        Rescaled<Output>{to, rows.scales, terms_, panels_.shape.panel_columns});
-  }
-
-  Panels panels_;
-  ColumnTerms terms_;  // after the token's scale
+struct W8A8Panels : Panels {
+  ColumnTerms token_terms;  // after the token's scale
 };
+
+template <class T, class Output>
+void multiply(Worker& worker, const W8A8Panels& weight, View<const T> x, const Output& to) {
+  const RoundedRows rows = round_rows(worker, x, weight.shape.steps * 4);
+  LinearRun<int8_t, Panels>(worker, weight, rows.codes)(
+      Rescaled<Output>{to, rows.scales, weight.token_terms, weight.shape.panel_columns});
+}
 
 }  // namespace
 
@@ -87,7 +66,8 @@ std::unique_ptr<PackedLinear<T>> pack_w8a8(Team& team, const std::vector<Quantiz
     terms.bias.assign(bias, bias + first.rows);
     terms.bias.resize(shape.num_panels * kPanelColumns);
   }
-  return std::make_unique<W8A8Linear<T>>(std::move(panels), std::move(terms));
+  return std::make_unique<LinearOfPanels<T, W8A8Panels>>(
+      W8A8Panels{std::move(panels), std::move(terms)});
 }
 
 template std::unique_ptr<PackedLinear<float>> pack_w8a8(Team&, const std::vector<QuantizedView>&,

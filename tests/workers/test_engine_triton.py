@@ -96,3 +96,21 @@ def test_the_embedded_model(engines: Engines, embedded_dir: Path, prompt: Prompt
         driver.run()
 
     engines.agree(run, embedded_dir)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attention": "sink_window:12+3"}, {"attention": "top_pages:1"}, {"kv_cache_dtype": "int8"}],
+    ids=str,
+)
+def test_what_the_kernels_do_not_take(
+    engines: Engines, prompt: Prompt, options: dict[str, str]
+) -> None:
+    def run(driver: Any) -> None:
+        driver.add("a", prompt(70), max_tokens=6, **GREEDY)
+        driver.add("b", prompt(7, 1), max_tokens=3, **GREEDY)
+        driver.run()
+
+    driver = engines.agree(run, **options)
+    stack = driver.engine.loaded.model._stack
+    assert not stack._graphs.captured, "a graph would attend to all"
