@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import random
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,19 @@ def prepare(checkpoint: str, precision: str, folder: str) -> None:
     if llama_cpp.llama_model_quantize(str(whole).encode(), str(partial).encode(), options) != 0:
         raise RuntimeError(f"llama.cpp could not quantise to {precision}")
     partial.rename(target)
+    if not runs(target):
+        plain_buffers(target).touch()
+
+
+def plain_buffers(model: Path) -> Path:
+    """The file that says: this model runs only without llama.cpp's repacked and AMX buffers."""
+    return model.with_suffix(".plain-buffers")
+
+
+def runs(model: Path) -> bool:
+    """Whether llama.cpp computes a token as it is. Its AMX code ends the process on some machines,
+    so another process tries."""
+    return subprocess.run([sys.executable, __file__, str(model)], check=False).returncode == 0
 
 
 def write_gguf(checkpoint: Path, target: Path) -> None:
@@ -119,9 +134,11 @@ class Peer:
         self._quiet = llama_cpp.llama_log_callback(lambda _level, _text, _data: None)
         llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
         path = Path(folder) / f"{precision}.gguf"
-        self._model = llama_cpp.llama_model_load_from_file(
-            str(path).encode(), llama_cpp.llama_model_default_params()
-        )
+        loading = llama_cpp.llama_model_default_params()
+        if plain_buffers(path).exists():
+            loading.use_extra_bufts = False
+            self.version += " without its repacked and AMX buffers, which crash here"
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), loading)
         options = llama_cpp.llama_context_default_params()
         options.n_ctx = CONTEXT
         options.n_batch = options.n_ubatch = 512
@@ -184,3 +201,8 @@ class Peer:
 
     def _forget(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+
+
+if __name__ == "__main__":
+    tried = Path(sys.argv[1])
+    Peer("", tried.stem, str(tried.parent), threads=1).first_token_seconds(64)

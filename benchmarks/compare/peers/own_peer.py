@@ -7,6 +7,9 @@ import importlib.metadata
 from inference_pio.benchmarks.systems import KV_BYTES, OwnEngine
 from inference_pio.workers.config import EngineConfig
 
+QUANTIZATION = {"int8": "w8a8", "int4": "int4"}
+"""The others round activations to 8 bits as well where weights have 8."""
+
 
 def prepare(checkpoint: str, precision: str, folder: str) -> None:
     """The checkpoint is read as it is."""
@@ -16,12 +19,12 @@ class Peer:
     """A loaded engine."""
 
     def __init__(self, checkpoint: str, precision: str, folder: str, threads: int) -> None:
-        quantized = precision in ("int8", "int4")
+        quantization = QUANTIZATION.get(precision)
         config = EngineConfig.model_validate(
             {
                 "model": checkpoint,
-                "dtype": "bfloat16" if quantized else precision,
-                "quantization": precision if quantized else "none",
+                "dtype": "bfloat16" if quantization else precision,
+                "quantization": quantization or "none",
                 "num_threads": threads,
                 "kv_cache_bytes": KV_BYTES,
                 "max_num_seqs": 32,
