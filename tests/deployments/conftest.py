@@ -26,11 +26,24 @@ from inference_pio.workers.model_source import resolve_model
 
 ENGINE = {"model": "embedded", "block_size": 16, "kv_cache_bytes": 32 * 2**20, "num_threads": 1}
 START_S = 180.0
+FOR_THE_SESSION = {"service_url", "pools_service"}
+"""Fixtures that start a service for all tests that come after."""
 
 InProcess = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, EngineService]]]
 InProcessPools = Callable[
     ..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, dict[str, EngineService]]]
 ]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests share a service come last: it works even where nobody asks it anything."""
+    sharing = {
+        item.path
+        for item in items
+        if not FOR_THE_SESSION.isdisjoint(getattr(item, "fixturenames", ()))
+    }
+    items.sort(key=lambda item: item.path in sharing)
 
 
 @asynccontextmanager

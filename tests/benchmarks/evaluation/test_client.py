@@ -55,7 +55,8 @@ def server(*answers: tuple[int, object]) -> Iterator[tuple[str, list[dict[str, A
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever)
+        # It looks so often whether it is to end.
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
             yield f"http://127.0.0.1:{http.server_port}", bodies

@@ -1,4 +1,4 @@
-"""The command as scripts use it: real processes, exit codes, what is on which stream."""
+"""The command as scripts use it: exit codes, what is on which stream; mostly in real processes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from inference_pio.deployments.cli import console, main
 
 COMMAND = str(Path(sys.executable).with_name("inference-pio"))
 
@@ -29,6 +32,40 @@ def run(
         env=environment,
         cwd=cwd,
     )
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """``run`` without a process, for the many words that end before there is anything to do.
+
+    A new process takes most of a second to import what they need.
+    """
+
+    def run_main(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", [COMMAND, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, shown.out, shown.err)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.err, "width", 200)
+    return run_main
+
+
+def test_a_process_ends_with_the_status_and_the_streams_of_its_command() -> None:
+    shown = run("--help")
+    assert shown.returncode == 0
+    assert "Usage: inference-pio" in shown.stdout
+    check_failure(run("serve", "nowhere"), "there is no folder 'nowhere'")
+    assert run("sing").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -50,8 +87,8 @@ def run(
         ["bench", "table"],
     ],
 )
-def test_help_has_examples(words: list[str]) -> None:
-    shown = run(*words, "--help")
+def test_help_has_examples(words: list[str], run_here: Run) -> None:
+    shown = run_here(*words, "--help")
     assert shown.returncode == 0
     assert "Usage: inference-pio" in shown.stdout
     if words:
@@ -75,7 +112,6 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     ("words", "reason"),
     [
         (["serve", "nowhere"], "there is no folder 'nowhere'"),
-        (["serve", "org/model"], "is not in the local cache and cannot be fetched from the hub"),
         (["serve", "--config", "absent.yaml"], "absent.yaml"),
         (["generate", "hi", "--model", "nowhere"], "there is no folder 'nowhere'"),
         (["generate", "hi", "--temperature", "-1"], "temperature is -1.0"),
@@ -92,9 +128,18 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(
-    words: list[str], reason: str, tmp_path: Path
+    words: list[str], reason: str, run_here: Run
 ) -> None:
-    failed = run(*words, cwd=tmp_path)
+    check_failure(run_here(*words), reason)
+
+
+def test_a_hub_that_cannot_be_asked_is_told() -> None:
+    """In a process: whether there is a hub is decided when its library is imported."""
+    reason = "is not in the local cache and cannot be fetched from the hub"
+    check_failure(run("serve", "org/model"), reason)
+
+
+def check_failure(failed: subprocess.CompletedProcess[str], reason: str) -> None:
     assert failed.returncode == 1
     assert failed.stdout == ""
     assert "Traceback" not in failed.stderr
@@ -106,8 +151,8 @@ def test_an_error_is_one_line_without_a_traceback(
 @pytest.mark.parametrize(
     "words", [["serve", "--port", "0"], ["serve", "--dtype", "int3"], ["sing"]]
 )
-def test_a_wrong_word_is_a_usage_error(words: list[str]) -> None:
-    failed = run(*words)
+def test_a_wrong_word_is_a_usage_error(words: list[str], run_here: Run) -> None:
+    failed = run_here(*words)
     assert failed.returncode == 2
     assert "Traceback" not in failed.stderr
 
@@ -146,22 +191,24 @@ def test_a_budget_ends_the_thought() -> None:
     assert 0 < json.loads(done.stdout)["reasoning_tokens"] <= 200
 
 
-def test_quantize_writes_a_checkpoint_that_answers(tmp_path: Path) -> None:
+def test_quantize_writes_a_checkpoint_that_answers(tmp_path: Path, run_here: Run) -> None:
     done = run("quantize", "embedded", "out", "--format", "int8", cwd=tmp_path)
     assert done.returncode == 0
     assert "GiB in int8" in done.stderr
     question = ["generate", "What is 100 + 20 + 3?", "--model", "out", "--temperature", "0"]
     assert run(*question, cwd=tmp_path).stdout.strip() == "123"
-    again = run("quantize", "embedded", "out", "--format", "int8", cwd=tmp_path)
+    again = run_here("quantize", "embedded", "out", "--format", "int8")
     assert again.returncode == 1
     assert "out exists; a new folder is expected" in again.stderr
 
 
-def test_a_limit_for_weights_is_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_for_weights_is_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Run
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked = ("generate", "What is 12 + 34 - 5?", "--json", "--engine")
-    settings = (f"weight_memory_bytes={size}" for size in ("1.5MB", "1KiB", "much"))
-    streamed, low, wrong = (run(*asked, setting) for setting in settings)
+    streamed = run(*asked, "weight_memory_bytes=1.5MB")
+    low, wrong = (run_here(*asked, f"weight_memory_bytes={size}") for size in ("1KiB", "much"))
     assert json.loads(streamed.stdout)["content"] == "41"
     assert (low.returncode, wrong.returncode) == (1, 1)
     assert "weight_memory_bytes is 1024; at least " in low.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,11 @@ class Served:
         return sorted(found)
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
+@contextmanager
+def starting(log_file: Path) -> Iterator[Served]:
+    """A server that was just started; nothing of it is left at the end."""
     port = free_ports(1)[0]
-    with (tmp_path / "log").open("w") as log:
+    with log_file.open("w") as log:
         process = subprocess.Popen(
             [COMMAND, "serve", "--port", str(port)],
             stdout=log,
@@ -73,6 +75,20 @@ def served(tmp_path: Path) -> Iterator[Served]:
             for left in server.family:
                 if left.is_running():
                     left.kill()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with starting(tmp_path / "log") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def last_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One that is ready, and that only the last test which uses it ends."""
+    with starting(tmp_path_factory.mktemp("served") / "log") as server:
+        wait_until_ready(server)
+        yield server
 
 
 def command_line(process: psutil.Process) -> list[str]:
@@ -109,8 +125,19 @@ def connections(process: psutil.Process) -> list[Any]:
         return []  # a worker that only built the application
 
 
-def test_a_server_serves_and_sigterm_leaves_nothing(served: Served, tmp_path: Path) -> None:
-    wait_until_ready(served)
+def test_no_port_but_the_service_is_open_to_other_machines(last_served: Served) -> None:
+    addresses = listening_addresses(last_served)
+    outside = {
+        name: ips
+        for name, found in addresses.items()
+        if (ips := {ip for ip in found if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")})
+    }
+    assert not outside, f"listening for other machines: {outside}"
+
+
+def test_a_server_serves_and_sigterm_leaves_nothing(last_served: Served, tmp_path: Path) -> None:
+    served = last_served
+    served.note_family()
     folders = served.private_folders()
     assert len(folders) == 1
 
@@ -146,17 +173,6 @@ def test_a_server_serves_and_sigterm_leaves_nothing(served: Served, tmp_path: Pa
     assert served.alive() == []
     assert not folders[0].exists()
     assert not is_answering(f"{served.url}/health")
-
-
-def test_no_port_but_the_service_is_open_to_other_machines(served: Served) -> None:
-    wait_until_ready(served)
-    addresses = listening_addresses(served)
-    outside = {
-        name: ips
-        for name, found in addresses.items()
-        if (ips := {ip for ip in found if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")})
-    }
-    assert not outside, f"listening for other machines: {outside}"
 
 
 def test_ctrl_c_while_ray_starts_leaves_nothing(served: Served) -> None:
