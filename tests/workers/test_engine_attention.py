@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from .engine_pair import MakePair, alone
 MakeCheckpoint = Callable[..., Path]
 MakeDriver = Callable[..., Any]
 Prompt = Callable[..., list[int]]
+OneByOne = Callable[[str], dict[str, list[int]]]
 
 GREEDY: dict[str, Any] = {
     "temperature": 0.0,
@@ -38,19 +40,25 @@ def run_all(driver: Any, prompt: Prompt, **params: Any) -> dict[str, list[int]]:
     return {name: driver.tokens(name) for name in PROMPTS}
 
 
-def one_by_one(make_driver: MakeDriver, prompt: Prompt, attention: str) -> dict[str, list[int]]:
+@pytest.fixture(scope="module")
+def one_by_one(make_driver: MakeDriver, prompt: Prompt) -> OneByOne:
     """Each prompt alone, in one chunk, on an engine without a past."""
-    return {
-        name: alone(
-            lambda **options: make_driver(
-                attention=attention, max_batched_tokens=512, prefix_caching=False, **options
-            ),
-            prompt(length, seed),
-            max_tokens=40,
-            **GREEDY,
-        )
-        for name, (length, seed) in PROMPTS.items()
-    }
+
+    @functools.cache
+    def texts(attention: str) -> dict[str, list[int]]:
+        return {
+            name: alone(
+                lambda **options: make_driver(
+                    attention=attention, max_batched_tokens=512, prefix_caching=False, **options
+                ),
+                prompt(length, seed),
+                max_tokens=40,
+                **GREEDY,
+            )
+            for name, (length, seed) in PROMPTS.items()
+        }
+
+    return texts
 
 
 @pytest.mark.parametrize("window", [1, 16, 24, 400])
@@ -89,10 +97,10 @@ def test_a_sliding_window_is_transformers_own(
 
 @pytest.mark.parametrize("attention", KINDS)
 def test_neighbours_and_chunks_change_nothing(
-    make_driver: MakeDriver, prompt: Prompt, attention: str
+    make_driver: MakeDriver, one_by_one: OneByOne, prompt: Prompt, attention: str
 ) -> None:
-    expected = one_by_one(make_driver, prompt, attention)
-    assert expected != one_by_one(make_driver, prompt, "full"), "the control"
+    expected = one_by_one(attention)
+    assert expected != one_by_one("full"), "the control"
     for chunk in (16, 37):
         driver = make_driver(attention=attention, max_batched_tokens=chunk)
         assert run_all(driver, prompt) == expected
@@ -123,10 +131,10 @@ def test_prefix_hits_change_nothing(
 
 @pytest.mark.parametrize("attention", KINDS)
 def test_preemption_and_a_move_change_nothing(
-    make_driver: MakeDriver, prompt: Prompt, attention: str
+    make_driver: MakeDriver, one_by_one: OneByOne, prompt: Prompt, attention: str
 ) -> None:
     """Generated tokens are computed again, in chunks."""
-    expected = one_by_one(make_driver, prompt, attention)
+    expected = one_by_one(attention)
     driver = make_driver(attention=attention, num_blocks=14, max_model_len=190)
     for name, (length, seed) in PROMPTS.items():
         worse = name == "long"
@@ -158,10 +166,10 @@ def test_choices_that_share_blocks(make_driver: MakeDriver, prompt: Prompt, atte
 
 @pytest.mark.parametrize("attention", KINDS)
 def test_kv_that_another_engine_computed(
-    make_pair: MakePair, make_driver: MakeDriver, prompt: Prompt, attention: str
+    make_pair: MakePair, one_by_one: OneByOne, prompt: Prompt, attention: str
 ) -> None:
     pair = make_pair({"max_batched_tokens": 32}, attention=attention)
-    expected = one_by_one(make_driver, prompt, attention)["long"]
+    expected = one_by_one(attention)["long"]
     pair.decode.add("long", prompt(150), max_tokens=40, **GREEDY)
     pair.run()
     assert pair.ends == {"done": 1}

@@ -107,8 +107,8 @@ def test_what_the_kernels_do_not_take(
     engines: Engines, prompt: Prompt, options: dict[str, str]
 ) -> None:
     def run(driver: Any) -> None:
-        driver.add("a", prompt(70), max_tokens=6, **GREEDY)
-        driver.add("b", prompt(7, 1), max_tokens=3, **GREEDY)
+        driver.add("a", prompt(70), max_tokens=3, **GREEDY)
+        driver.add("b", prompt(7, 1), max_tokens=2, **GREEDY)
         driver.run()
 
     driver = engines.agree(run, **options)

@@ -6,7 +6,8 @@ degrees hand KV to each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def start(shape: str, **options: Any) -> Engine:
     )
 
 
-def requests(engine: Engine, count: int) -> list[GenerateRequest]:
+def requests(engine: Engine, count: int, salt: str = "") -> list[GenerateRequest]:
     """Sums with a thought, some with a long conversation before them."""
     template = engine.loaded.text.template
     found = []
@@ -65,7 +66,7 @@ def requests(engine: Engine, count: int) -> list[GenerateRequest]:
             turns = [*talk * 6, *turns]
         ids = template.render(normalise_messages(turns), (), enable_thinking=None)
         params = SamplingParams(temperature=0.0, max_tokens=48, logprobs=2, ignore_eos=True)
-        found.append(GenerateRequest(f"r{number}", tuple(ids), params))
+        found.append(GenerateRequest(f"r{number}", tuple(ids), params, cache_salt=salt))
     return found
 
 
@@ -109,18 +110,31 @@ def expected() -> Iterator[Outputs]:
     engine.close()
 
 
+@pytest.fixture(scope="module")
+def engine_of() -> Iterator[Callable[[str], Engine]]:
+    """An engine of a shape. A grid's processes take seconds to start, so each is started once."""
+    started: list[Engine] = []
+
+    def get(shape: str) -> Engine:
+        started.append(start(shape))
+        return started[-1]
+
+    grid = functools.cache(get)
+    yield lambda shape: get(shape) if shape == "single" else grid(shape)
+    for engine in started:
+        engine.close()
+
+
 @pytest.mark.parametrize(("prefill", "decode"), PAIRS, ids=lambda name: name)
 def test_a_handoff_between_any_two_degrees_changes_nothing(
-    prefill: str, decode: str, expected: Outputs
+    prefill: str, decode: str, engine_of: Callable[[str], Engine], expected: Outputs
 ) -> None:
-    source, engine = start(prefill), start(decode)
-    try:
-        found = run(engine, requests(engine, 6), source)
-        assert engine.stats().kv_imported_tokens > 0
-        assert set(engine.stats().kv_import_ends) == {"done"}
-    finally:
-        engine.close()
-        source.close()
+    source, engine = engine_of(prefill), engine_of(decode)
+    imported = engine.stats().kv_imported_tokens
+    # Salted, so that no cached prefix of another pair is there instead.
+    found = run(engine, requests(engine, 6, salt=f"{prefill} {decode}"), source)
+    assert engine.stats().kv_imported_tokens > imported
+    assert set(engine.stats().kv_import_ends) == {"done"}
     assert found.keys() == expected.keys()
     for name, (ids, logprobs) in found.items():
         assert ids == expected[name][0], name

@@ -18,7 +18,8 @@ from .simulator.planted import BUGS, planted
 from .simulator.world import FailedSchedule, run_schedules
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-NUM_DEFAULT = 8_000
+NUM_DEFAULT = 4_000
+"""The rarest of what is to be seen comes up eight times in them."""
 NUM_SLOW = 1_000_000
 NUM_PROCESSES = 2
 FOUND_WITHIN = 4_000
