@@ -61,14 +61,16 @@ class LaunchError(RuntimeError):
     """The service could not be started; the message says why."""
 
 
-def private_places(folder: Path, ports: tuple[int, int]) -> dict[str, str]:
-    """Where this server's HAProxy keeps its files and shows its statistics.
+def private_places(folder: Path, ports: tuple[int, int, int]) -> dict[str, str]:
+    """Where this server's HAProxy keeps its files, shows its statistics and finds Serve's proxy.
 
-    By default both are fixed, so that two servers would meet.
+    By default all are fixed, so that two servers would meet: of two proxies on one port each gets
+    some of the other server's requests.
     """
     return private_files(folder) | {
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
     }
 
 
@@ -180,8 +182,8 @@ class LocalServer:
         Raises ``LaunchError`` with the reason and the place of the logs.
         """
         assert self._folder is not None, "used as a context manager"
-        metrics, statistics = free_ports(2)
-        os.environ.update(private_places(self._folder, (metrics, statistics)))
+        metrics, statistics, proxy = free_ports(3)
+        os.environ.update(private_places(self._folder, (metrics, statistics, proxy)))
         for name, value in serve_settings(usable_cores()).items():
             os.environ.setdefault(name, value)
         os.environ.setdefault(haproxy.BINARY_SETTING, str(haproxy.write_wrapper(self._folder)))

@@ -38,14 +38,20 @@ def test_the_fast_path_is_on() -> None:
 
 
 def test_two_servers_share_no_file_and_no_port() -> None:
-    first = private_places(Path("/tmp/pio-a"), (1, 2))
-    second = private_places(Path("/tmp/pio-b"), (3, 4))
+    first = private_places(Path("/tmp/pio-a"), (1, 2, 3))
+    second = private_places(Path("/tmp/pio-b"), (4, 5, 6))
     assert first.keys() == second.keys()
     assert not set(first.values()) & set(second.values())
+    ports = {name for name in first if name.endswith("_PORT")}
+    assert ports == {
+        "RAY_SERVE_HAPROXY_METRICS_PORT",
+        "RAY_SERVE_HAPROXY_STATS_PORT",
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
+    }
 
 
 def test_sockets_fit_into_a_unix_address() -> None:
-    places = private_places(Path("/tmp/pio-abcdefgh"), (1, 2))
+    places = private_places(Path("/tmp/pio-abcdefgh"), (1, 2, 3))
     for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"):
         path = Path(places[name])
         assert len(str(path.parent / NODE_ID / path.name) + HAPROXY_SUFFIX) <= LONGEST_SOCKET

@@ -149,10 +149,11 @@ def session(url: str, port: int, cluster: Any, others: list[Any]) -> dict[str, A
 
 
 def main(folder: Path) -> None:
-    (port, metrics, statistics) = free_ports(3)
+    port, metrics, statistics, proxy = free_ports(4)
     os.environ.update(serve_settings(2) | private_files(folder))
     os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(metrics)
     os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(statistics)
+    os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(proxy)
     os.environ[haproxy.BINARY_SETTING] = str(haproxy.write_wrapper(folder))
     import ray
     from ray import serve
