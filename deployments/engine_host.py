@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ray import serve
 
 from ..workers.config import EngineConfig
+from .process_heap import keep_for_good
 from .rank_actor import ActorRanks
 from .replica_port import listen_on_node_address
 
@@ -47,6 +48,7 @@ class EngineHost(Generic[Service]):
         self._health_timeout_s = health_timeout_s
         launcher = ActorRanks() if config.parallel.num_ranks > 1 else None
         self._service = open_service(build_engine(config, launcher), replica_id)
+        keep_for_good()
 
     async def check_health(self) -> None:
         """Serve restarts a replica whose engine loop takes no turn."""

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from .config import ServiceConfig
 from .ingress import create_app
+from .process_heap import keep_for_good
 from .ray_transport import RayTransport
 from .replica_port import listen_on_node_address
 
@@ -28,4 +29,6 @@ class IngressReplica:
         self._transports = {name: RayTransport(handle) for name, handle in pools.items()}
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        return await create_app(self._config, self._transports)
+        app = await create_app(self._config, self._transports)
+        keep_for_good()
+        return app
