@@ -47,6 +47,8 @@ def run(
         ["bench", "accuracy"],
         ["bench", "memory"],
         ["bench", "quantization"],
+        ["bench", "kernels"],
+        ["bench", "offload"],
         ["bench", "table"],
     ],
 )
@@ -89,6 +91,8 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         ),
         (["bench", "serve", "--rate", "2", "--offline"], "--rate is an open loop"),
         (["bench", "compare", "--case", "decode b3"], "one of decode b1, decode b8"),
+        (["bench", "kernels", "--operation", "up"], "--operation 'up' is none of layer, qkv"),
+        (["bench", "offload", "--engine", "weight_memory_bytes=1GiB"], "--keep says what stays"),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(
