@@ -39,11 +39,31 @@ def setup(embedded_dir: Path) -> Setup:
 
 
 def measured(setup: Setup, *cases: Case) -> dict[tuple[str, str], kernels.Measured]:
-    found = kernels.measure(cases, FloorProbe(CPU, setup.dtype), CPU, 2, lambda _: None)
+    probe = FloorProbe(setup.device, setup.dtype)
+    found = kernels.measure(cases, probe, setup.device, 2, lambda _: None)
     return {(one.case, one.candidate): one for one in found}
 
 
-def test_every_operation_becomes_rows(setup: Setup) -> None:
+@pytest.mark.parametrize("choice", ["", "torch"])
+def test_every_operation_becomes_rows(
+    choice: str, embedded_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERENCE_PIO_KERNELS", choice)
+    shapes = ModelConfig.from_folder(embedded_dir)
+    check_every_operation(Setup(select_kernels(CPU, shapes.dtype), shapes, shapes.dtype, CPU))
+
+
+@pytest.mark.gpu
+def test_every_operation_on_a_device(embedded_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(floor.READ_BYTES, "cuda", 2**20)
+    monkeypatch.setitem(floor.MATRIX, "cuda", 64)
+    shapes = ModelConfig.from_folder(embedded_dir)
+    setup = Setup.here(shapes, shapes.dtype)
+    assert setup.device.type == "cuda"
+    check_every_operation(setup)
+
+
+def check_every_operation(setup: Setup) -> None:
     notes: list[str] = []
     batches = (
         Batch("decode", 2, 70),
@@ -58,8 +78,7 @@ def test_every_operation_becomes_rows(setup: Setup) -> None:
         kernels_attention.attention_cases(setup, ("decode", "prefill"), batches=batches),
         kernels_rows.row_cases(setup, ("norm", "rotation"), rows=(5,)),
     )
-    found = measured(setup, *cases)
-    rows = kernels.rows(list(found.values()), "native:x", "bench")
+    rows = kernels.rows(list(measured(setup, *cases).values()), "x", "bench")
     names = {row.case for row in rows}
     assert names == {
         *(f"{name}, {count} rows" for name in kernels_linear.OPERATIONS for count in (1, 3)),
