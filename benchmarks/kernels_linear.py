@@ -118,10 +118,12 @@ class _Sets:
         name = setup.precision if format == "none" else format
         parameters = sum(part.parameters for part in self.parts)
         count = len(next(iter(inputs.values())))
+        # Activations stay in the caches; logits do not.
+        logits = sum(part.outputs for part in self.parts if part.use == "float32")
         return Candidate(
             name,
             name,
-            Work(self.num_bytes, parameters * count),
+            Work(self.num_bytes + 4 * logits * count, parameters * count),
             [self._call(layer, inputs) for layer in self.layers],
         )
 

@@ -128,6 +128,13 @@ def test_quantized_weights_are_fewer_bytes_to_read(setup: Setup) -> None:
     assert plain.multiply_adds == int4.multiply_adds
 
 
+def test_logits_are_written_to_memory(setup: Setup) -> None:
+    (case,) = kernels_linear.linear_cases(setup, ["output"], ("none",), [], rows=(4,))
+    weights = setup.shapes.vocab_size * setup.shapes.hidden_size
+    logits = 4 * setup.shapes.vocab_size
+    assert case.candidates[0].work == Work(2 * weights + 4 * logits, 4 * weights)
+
+
 def test_a_format_that_is_not_kept_is_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERENCE_PIO_KERNELS", "reference")
     plain = Setup(select_kernels(CPU, setup.dtype), setup.shapes, setup.dtype, CPU)
