@@ -99,8 +99,8 @@ class Measured:
 
 
 def num_calls(num_bytes: int) -> int:
-    """How many calls go round in the working set, where each takes so much memory."""
-    return max(1, min(MOST_CALLS, WORKING_SET // num_bytes))
+    """How many calls go round in the working set or a little more, if each takes so much memory."""
+    return min(MOST_CALLS, math.ceil(WORKING_SET / num_bytes))
 
 
 def measure(
@@ -114,21 +114,28 @@ def measure(
     found = []
     for case in cases:
         progress(case.name)
-        with torch.inference_mode():
-            turns = [_Turns(candidate.calls, device) for candidate in case.candidates]
-            taken: list[list[Round]] = [[] for _ in turns]
-            for _ in range(rounds):
-                before = probe.sample()
-                for turn, own in zip(turns, taken, strict=True):
-                    seconds = turn.seconds_of_a_call()
-                    after = probe.sample()
-                    own.append(Round(seconds, before.mean(after)))
-                    before = after
-        found += [
-            Measured(case.name, candidate.name, candidate.precision, candidate.work, tuple(own))
-            for candidate, own in zip(case.candidates, taken, strict=True)
-        ]
+        found += _measure_case(case, probe, device, rounds)
+        del case  # before the next one is made
     return found
+
+
+def _measure_case(
+    case: Case, probe: FloorProbe, device: torch.device, rounds: int
+) -> list[Measured]:
+    taken: list[list[Round]] = [[] for _ in case.candidates]
+    with torch.inference_mode():
+        turns = [_Turns(candidate.calls, device) for candidate in case.candidates]
+        for _ in range(rounds):
+            before = probe.sample()
+            for turn, own in zip(turns, taken, strict=True):
+                seconds = turn.seconds_of_a_call()
+                after = probe.sample()
+                own.append(Round(seconds, before.mean(after)))
+                before = after
+    return [
+        Measured(case.name, candidate.name, candidate.precision, candidate.work, tuple(own))
+        for candidate, own in zip(case.candidates, taken, strict=True)
+    ]
 
 
 def rows(measured: Sequence[Measured], kernels: str, command: str) -> list[Row]:

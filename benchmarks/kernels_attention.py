@@ -59,9 +59,7 @@ def attention_cases(
     for batch in batches:
         fits = batch.context <= setup.shapes.max_position_embeddings
         if batch.operation in operations and fits:
-            exact = [_candidate(setup, batch, kv, FULL, kv_name(setup, kv)) for kv in KV_FORMATS]
-            yield Case(batch.name, [*exact, *_patterns(setup, batch)])
-            del exact
+            yield Case(batch.name, [*_exact(setup, batch), *_patterns(setup, batch)])
 
 
 def kv_name(setup: Setup, kv_format: KVCacheDType) -> str:
@@ -99,6 +97,11 @@ def keys_seen(pattern: AttentionPattern, position: int, *, selects: bool) -> int
     if pattern.num_pages is not None and selects:
         return min(keys, pattern.num_pages * BLOCK_SIZE)
     return keys
+
+
+def _exact(setup: Setup, batch: Batch) -> Iterator[Candidate]:
+    for kv_format in KV_FORMATS:
+        yield _candidate(setup, batch, kv_format, FULL, kv_name(setup, kv_format))
 
 
 def _patterns(setup: Setup, batch: Batch) -> Iterator[Candidate]:

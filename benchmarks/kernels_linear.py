@@ -79,19 +79,21 @@ def linear_cases(
     """
     for operation in operations:
         parts = parts_of(setup, operation)
-        packed = {}
+        packed: dict[Format, _Sets] = {}
         for format in _formats(formats, operation):
-            sets = _pack_sets(setup, parts, format)
-            if sets is not None:
-                packed[format] = sets
+            if (made := _pack_sets(setup, parts, format)) is not None:
+                packed[format] = made
+                del made
             else:
                 note = f"{setup.kernels.name} kernels bring {format} to {setup.precision}"
                 notes += [note] if note not in notes else []
         for count in rows:
             inputs = _inputs(setup, parts, count)
-            candidates = [s.candidate(name, setup, inputs) for name, s in packed.items()]
-            if candidates:
-                yield Case(f"{operation}, {count} rows", candidates)
+            if packed:
+                yield Case(
+                    f"{operation}, {count} rows",
+                    [sets.candidate(name, setup, inputs) for name, sets in packed.items()],
+                )
 
 
 def _formats(formats: Sequence[Format], operation: str) -> Sequence[Format]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
@@ -188,3 +190,32 @@ def test_calls_take_turns_over_all_memory(setup: Setup) -> None:
     calls = [partial(seen.append, number) for number in range(50)]
     measured(setup, Case("c", [Candidate("n", "float32", Work(1, 1), calls)]))
     assert seen[:120] == [number % 50 for number in range(120)]
+
+
+def test_a_case_is_gone_before_the_next_is_made(setup: Setup) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def cases() -> Iterator[Case]:
+        for number in range(3):
+            assert not any(one() is not None for one in made)
+            memory = torch.zeros(4)
+            made.append(weakref.ref(memory))
+            call = partial(torch.sum, memory)
+            del memory
+            yield Case(str(number), [Candidate("n", "float32", Work(1, 1), [call])])
+            del call
+
+    probe = FloorProbe(CPU, setup.dtype)
+    assert len(kernels.measure(cases(), probe, CPU, 1, lambda _: None)) == 3
+
+
+@pytest.mark.parametrize("operation", ["layer", "decode"])
+def test_memory_goes_with_its_case(setup: Setup, operation: str) -> None:
+    if operation == "layer":
+        cases = kernels_linear.linear_cases(setup, ["layer", "qkv"], ("none",), [], rows=(1,))
+    else:
+        batches = (Batch("decode", 1, 70), Batch("decode", 1, 80))
+        cases = kernels_attention.attention_cases(setup, ("decode",), batches=batches)
+    call = weakref.ref(next(cases).candidates[0].calls[0])
+    next(cases)
+    assert call() is None
