@@ -29,12 +29,14 @@ class EngineProcess:
     from the one whose turn it is.
     """
 
-    def __init__(self, name: str, config: EngineConfig) -> None:
+    def __init__(self, name: str, config: EngineConfig, *, group: Path | None = None) -> None:
+        """``group`` is the folder of a cgroup that the process is to be in."""
         self.name = name
         self.precision = name
         self.dtype = ""
         self.stages: Stages
         self._config = config
+        self._group = group
         self._process: subprocess.Popen[str]
         self._log: IO[bytes]
 
@@ -52,6 +54,8 @@ class EngineProcess:
             start_new_session=True,
         )
         try:
+            if self._group is not None:
+                (self._group / "cgroup.procs").write_text(str(self.pid))
             loaded = self._answer()
         except BaseException:
             self.__exit__()
@@ -70,6 +74,15 @@ class EngineProcess:
                 pipe.close()
         self._process.wait()
         self._log.close()
+
+    @property
+    def pid(self) -> int:
+        """The process, as the system numbers it."""
+        return self._process.pid
+
+    def resident(self) -> Resident:
+        """See ``resident.resident``."""
+        return Resident(**self._ask("resident"))
 
     def fill(self) -> Filled:
         """See ``staged_engine.fill``."""

@@ -16,6 +16,7 @@ from typing import Any
 from ..workers.config import EngineConfig
 from .compare.peers.runner import end_with_parent, own_stdout, say
 from .divergence import compare_with, write_reference
+from .resident import resident
 from .staged_engine import build_in_stages, fill
 from .systems import OwnEngine
 
@@ -33,6 +34,7 @@ def main() -> None:
     own = OwnEngine(engine)
     say(answers, value={"stages": asdict(stages), "precision": own.precision})
     actions: dict[str, Callable[..., Any]] = {
+        "resident": lambda: asdict(resident()),
         "fill": lambda: asdict(fill(engine)),
         "decode_rate": own.decode_rate,
         "prefill_rate": own.prefill_rate,

@@ -40,6 +40,13 @@ class Floor:
             work.read_bytes / self.bytes_per_s, work.multiply_adds / self.multiply_adds_per_s
         )
 
+    def mean(self, later: Floor) -> Floor:
+        """What held between two samples."""
+        return Floor(
+            (self.bytes_per_s + later.bytes_per_s) / 2,
+            (self.multiply_adds_per_s + later.multiply_adds_per_s) / 2,
+        )
+
 
 class FloorProbe:
     """Holds the buffers, so that a sample costs no allocation."""

@@ -87,7 +87,7 @@ def measure(
             for system in systems:
                 before = probe.sample()
                 rate = _rate(system, case)
-                floor = _mean(before, probe.sample())
+                floor = before.mean(probe.sample())
                 if number:
                     own = shapes if isinstance(shapes, Shapes) else shapes[system.name]
                     share = rate / _floor_rate(case, own, floor)
@@ -173,10 +173,3 @@ def _floor_rate(case: Case, shapes: Shapes, floor: Floor) -> float:
         step: Work = shapes.decode_step(case.size, middle)
         return case.size / floor.seconds(step)
     return case.size / floor.seconds(shapes.prefill(case.size))
-
-
-def _mean(before: Floor, after: Floor) -> Floor:
-    return Floor(
-        (before.bytes_per_s + after.bytes_per_s) / 2,
-        (before.multiply_adds_per_s + after.multiply_adds_per_s) / 2,
-    )

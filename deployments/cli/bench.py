@@ -407,6 +407,71 @@ def sampling(
 
 
 @bench_app.command(
+    epilog="Examples:\n\n[dim]$[/] inference-pio bench kernels ./random-0.6b --json kernels.json"
+    "\n\n[dim]$[/] inference-pio bench kernels ./random-0.6b --operation layer --format none "
+    "--format int4"
+)
+def kernels(
+    model: Model = "embedded",
+    dtype: DTypeOption = "auto",
+    operation: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="layer (its four linears in turn), qkv, out, gate_up, down, output, decode and "
+            "prefill (attention), norm or rotation; may be repeated. [default: all]"
+        ),
+    ] = None,
+    format: Formats = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """The operations of a forward pass one by one, beside the machine's read and multiply rates.
+
+    MODEL gives the shapes; its weights are not read. INFERENCE_PIO_KERNELS chooses the kernels.
+    """
+    from .bench_kernels import run_kernels
+
+    run_kernels(model, dtype, operation or [], format or [], threads, rounds, json_file, picture)
+
+
+@bench_app.command(
+    epilog="Example:\n\n[dim]$[/] inference-pio bench offload ./random-0.6b --keep 0.5 --keep 0 "
+    "--json offload.json"
+)
+def offload(
+    model: Model = "embedded",
+    keep: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0, max=1, help="Share of the layers in memory; may be repeated. [default: 0.5, 0]"
+        ),
+    ] = None,
+    dtype: DTypeOption = "auto",
+    quantization: QuantizationOption = "none",
+    settings: EngineSettings = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
+    ] = None,
+    rounds: Rounds = 3,
+    json_file: Json = None,
+    picture: Picture = None,
+) -> None:
+    """Decode and prefill with layers streamed from the disk, beside the disk's own read rate.
+
+    Each engine in a process of its own, in a cgroup that holds little more than its limit where
+    the system lets us make one; and its peak memory.
+    """
+    from .bench_offload import run_offload
+
+    engine = engine_settings(settings, dtype=dtype, quantization=quantization)
+    run_offload(model, engine, keep or [], threads, rounds, json_file, picture)
+
+
+@bench_app.command(
     epilog="Example:\n\n[dim]$[/] inference-pio bench table speed.json serve.json > RESULTS.md"
 )
 def table(reports: Annotated[list[Path], typer.Argument(help="Files that --json wrote.")]) -> None:

@@ -84,6 +84,8 @@ def test_a_process_ends_with_the_status_and_the_streams_of_its_command() -> None
         ["bench", "accuracy"],
         ["bench", "memory"],
         ["bench", "quantization"],
+        ["bench", "kernels"],
+        ["bench", "offload"],
         ["bench", "table"],
     ],
 )
@@ -125,6 +127,8 @@ def test_help_loads_neither_torch_nor_ray() -> None:
         ),
         (["bench", "serve", "--rate", "2", "--offline"], "--rate is an open loop"),
         (["bench", "compare", "--case", "decode b3"], "one of decode b1, decode b8"),
+        (["bench", "kernels", "--operation", "up"], "--operation 'up' is none of layer, qkv"),
+        (["bench", "offload", "--engine", "weight_memory_bytes=1GiB"], "--keep says what stays"),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(

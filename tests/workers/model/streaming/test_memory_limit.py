@@ -16,8 +16,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from inference_pio.benchmarks.memory_limit import memory_cgroup
 from inference_pio.kernels.native.library import cpu_flags, usable
 from inference_pio.workers.model.random_checkpoint import (
     CONFIGS,
@@ -57,40 +56,14 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def memory_cgroup(limit: int) -> Iterator[Path]:
+def limited_group(limit: int) -> Iterator[Path]:
     """A new cgroup with that limit; skips where none can be made."""
-    lines = Path("/proc/self/cgroup").read_text().splitlines()
-    own = {tuple(line.split(":")[1].split(",")): line.split(":", 2)[2] for line in lines}
-    name = f"inference-pio-{uuid.uuid4().hex[:8]}"
-    if ("memory",) in own:  # version 1: below our own
-        group = Path("/sys/fs/cgroup/memory", own["memory",].lstrip("/"), name)
-        file = "memory.limit_in_bytes"
-    else:  # version 2: beside our own, since one with processes has no children that are limited
-        group = Path("/sys/fs/cgroup", own.get(("",), "/").lstrip("/")).parent / name
-        file = "memory.max"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no cgroup can be made here: {error}")
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            (group / file).write_text(str(limit))
+            group = stack.enter_context(memory_cgroup(limit))
         except OSError as error:
-            pytest.skip(f"the memory of a cgroup cannot be limited here: {error}")
+            pytest.skip(f"no cgroup can be made here, or none whose memory is limited: {error}")
         yield group
-    finally:
-        _remove(group)
-
-
-def _remove(group: Path) -> None:
-    for _ in range(100):  # a process that was killed leaves a moment later
-        try:
-            group.rmdir()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise AssertionError(f"{group} cannot be removed")
 
 
 def run_child(
@@ -131,7 +104,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, embedded_dir: Path) -> Path
 def test_a_model_runs_in_a_cgroup_that_its_weights_do_not_fit(folder: Path, tmp_path: Path) -> None:
     free = run_child(folder, 0, 4, tmp_path, joins=None, data=0)
     limit = WEIGHT_BYTES + KV_BYTES + PROCESS_BYTES
-    with memory_cgroup(limit) as group:
+    with limited_group(limit) as group:
         streamed = run_child(folder, WEIGHT_BYTES, 4, tmp_path, joins=group, data=0)
         resident = run_child(folder, 0, 4, tmp_path, joins=group, data=0)
     assert resident.status == -signal.SIGKILL, resident
@@ -162,7 +135,7 @@ def test_a_4b_model_runs_in_three_gib(data_dir: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     make_random_checkpoint("qwen3-4b", model, data_dir / "hf-qwen3-4b-instruct-2507", 0)
     weights = 2400 * MIB
-    with memory_cgroup(3072 * MIB) as group:
+    with limited_group(3072 * MIB) as group:
         streamed = run_child(model, weights, 4, tmp_path, joins=group, data=0)
     resident = run_child(model, 0, 4, tmp_path, joins=None, data=0)
     shutil.rmtree(model)
