@@ -12,6 +12,23 @@
 
 namespace pio {
 
+namespace {
+
+// The rows of the part that is computed, and of the one after it.
+template <class E>
+class PartsAhead {
+ public:
+  PartRows<E>& current() { return rows_[at_]; }
+  PartRows<E>& next() { return rows_[1 - at_]; }
+  void advance() { at_ = 1 - at_; }
+
+ private:
+  PartRows<E> rows_[2];
+  int at_ = 0;
+};
+
+}  // namespace
+
 template <class T>
 struct Attention<T>::Plan {
   using Scratch = AttentionScratch<T>;
@@ -46,6 +63,10 @@ struct Attention<T>::Plan {
     if (first > at) return false;
     const int64_t last = std::min(at, first + kPartKeys - 1);
     return batch.pattern.sees(at, last) || batch.pattern.sees(at, first);
+  }
+
+  const AttentionTile& tile_of(const AttentionItem& item) const {
+    return split.tiles[static_cast<size_t>(item.tile)];
   }
 
   const int32_t* block_table(const AttentionTile& tile) const {
@@ -83,48 +104,81 @@ struct Attention<T>::Plan {
     }
   }
 
-  // The rows of one part's keys, wherever their blocks lie; returns the position of the first.
-  // What no row sees is left out, but for what lies in one vector or panel with a key that is seen:
-  // so every key keeps its lane, and a row's sums their order, whatever the tile.
-  template <class E>
-  int gather_part(const AttentionTile& tile, int part, KVLayer<const E> cache,
-                  PartRows<E>& rows) const {
+  // Calls body(key, rows, first, count) for each block that holds rows of the part from `begin` to
+  // `end`: `count` of the block's keys from `first` on, the earliest of them the part's number `key`.
+  template <class E, class Body>
+  void each_block(const AttentionTile& tile, int begin, int end, KVLayer<const E> cache,
+                  Body body) const {
     const int32_t* table = block_table(tile);
+    for (int position = begin; position < end;) {
+      const int first = position % shape.block_size;
+      const int count = std::min(shape.block_size - first, end - position);
+      body(position - begin, cache.keys(table[position / shape.block_size], tile.kv_head), first,
+           count);
+      position += count;
+    }
+  }
+
+  // Where the rows of one part's keys lie. What no row sees is left out, but for what lies in one
+  // vector or panel with a key that is seen: so every key keeps its lane, and a row's sums their
+  // order, whatever the tile.
+  template <class E>
+  void locate(const AttentionTile& tile, int visited, KVLayer<const E> cache,
+              PartRows<E>& rows) const {
     const Pattern& pattern = batch.pattern;
     const int window_begin = tile.first_position + 1 - pattern.window;
-    int begin = part * kPartKeys, end = std::min(begin + kPartKeys, tile.num_keys());
+    int begin = tile.part(visited) * kPartKeys;
+    int end = std::min(begin + kPartKeys, tile.num_keys());
     if (begin >= pattern.sinks) {
       begin = std::max(begin, window_begin / kKeyGranule * kKeyGranule);
     } else if (end <= window_begin) {
       end = std::min(end, pattern.sinks);
     }
+    rows.begin = begin;
     rows.count = end - begin;
     rows.value_offset = cache.values(0, 0) - cache.keys(0, 0);
-    for (int position = begin; position < end;) {
-      const E* block = cache.keys(table[position / shape.block_size], tile.kv_head);
-      const int offset = position % shape.block_size;
-      const int count = std::min(shape.block_size - offset, end - position);
+    each_block(tile, begin, end, cache, [&](int key, const E* block, int first, int count) {
       for (int i = 0; i < count; ++i) {
-        rows.keys[position - begin + i] = block + int64_t{offset + i} * shape.head_dim;
+        rows.keys[key + i] = block + int64_t{first + i} * shape.head_dim;
       }
-      rows.scales.take(position - begin, cache, block, rows.value_offset, offset, count);
-      position += count;
-    }
+      rows.scales.prefetch(cache, block, rows.value_offset, first);
+    });
     for (int i = rows.count; i < round_up(rows.count, 16); ++i) rows.keys[i] = rows.keys[i - 1];
-    rows.scales.end(rows.count);
-    return begin;
   }
 
+  template <class E>
+  void take_scales(const AttentionTile& tile, KVLayer<const E> cache, PartRows<E>& rows) const {
+    if constexpr (kIsCode<E>) {
+      each_block(tile, rows.begin, rows.begin + rows.count, cache,
+                 [&](int key, const E* block, int first, int count) {
+                   rows.scales.take(key, cache, block, rows.value_offset, first, count);
+                 });
+      rows.scales.end(rows.count);
+    }
+  }
+
+  // Leaves the first part of the item that follows, if one is known, in `ahead`.
   template <class Engine, class E>
-  void attend(Engine& engine, const AttentionTile& tile, const AttentionItem& item,
-              View<const T> queries, KVLayer<const E> cache, Scratch& s) const {
+  void attend(Engine& engine, const AttentionItem& item, const AttentionItem* following,
+              View<const T> queries, KVLayer<const E> cache, PartsAhead<E>& parts,
+              Scratch& s) const {
+    const AttentionTile& tile = tile_of(item);
     gather_queries(tile, queries, reinterpret_cast<typename Engine::Query*>(s.queries));
-    PartRows<E> rows;
-    for (int visited = item.first_part; visited < item.end_part; ++visited) {
+    for (int visited = item.first_part; visited < item.end_part; ++visited, parts.advance()) {
       const int part = tile.part(visited);
-      const int begin_key = gather_part(tile, part, cache, rows);
+      PartRows<E>& rows = parts.current();
+      PartRows<E>* next = nullptr;
+      if (visited + 1 < item.end_part) {
+        next = &parts.next();
+        locate(tile, visited + 1, cache, *next);
+      } else if (following != nullptr) {
+        next = &parts.next();
+        locate(tile_of(*following), following->first_part, cache, *next);
+      }
+      take_scales(tile, cache, rows);
+      const int begin_key = rows.begin;
       const int sinks = std::clamp(batch.pattern.sinks - begin_key, 0, rows.count);
-      engine.prepare(rows);
+      engine.prepare(rows, next);
       for (int row = 0; row < num_rows(tile); ++row) {
         const int64_t seen = position(tile, row) + 1 - begin_key;
         s.visible[row] = static_cast<int>(std::clamp<int64_t>(seen, 0, rows.count));
@@ -283,18 +337,29 @@ void Attention<T>::run(Worker& worker, View<const T> queries, KVLayer<const E> c
   AttentionScratch<T>& s = *p.scratch[static_cast<size_t>(worker.index)];
   DotAttention<T, E> few(p.shape.head_dim, nullptr);
   typename ManyRows<T, E>::Engine many(p.shape.head_dim, s.engine);
-  const auto num_items = static_cast<int64_t>(p.split.items.size());
-  for (int64_t i = worker.take(); i < num_items; i = worker.take()) {
-    const AttentionItem& item = p.split.items[static_cast<size_t>(i)];
-    const AttentionTile& tile = p.split.tiles[static_cast<size_t>(item.tile)];
+  const std::vector<AttentionItem>& items = p.split.items;
+  const auto item_at = [&](int64_t i) {
+    return i < static_cast<int64_t>(items.size()) ? &items[static_cast<size_t>(i)] : nullptr;
+  };
+  // A worker that takes an item early keeps it from the others: only where there are many.
+  const bool takes_ahead = static_cast<int64_t>(items.size()) >= kItemsPerWorker * worker.count;
+  PartsAhead<E> parts;
+  const AttentionItem* following = nullptr;
+  for (const AttentionItem* item = item_at(worker.take()); item != nullptr;
+       item = takes_ahead ? following : item_at(worker.take())) {
+    if (following == nullptr) {
+      p.locate(p.tile_of(*item), item->first_part, cache, parts.current());
+    }
+    if (takes_ahead) following = item_at(worker.take());
+    const AttentionTile& tile = p.tile_of(*item);
     // By the sequence's rows: how many a tile has depends on the number of workers.
     if (tile.of_tokens * p.shape.group <= kFewRows) {
-      p.attend(few, tile, item, queries, cache, s);
+      p.attend(few, *item, following, queries, cache, parts, s);
     } else {
-      p.attend(many, tile, item, queries, cache, s);
+      p.attend(many, *item, following, queries, cache, parts, s);
     }
     if (tile.partial >= 0) {
-      if (!p.ends_tile(tile, item)) continue;
+      if (!p.ends_tile(tile, *item)) continue;
       p.join_partials(tile, s);
     }
     p.write(tile, s, out);

@@ -21,6 +21,7 @@ template <class E>
 struct PartRows {
   const E* keys[kPartKeys + 64];  // padded with the last key, so that tiles are whole
   int64_t value_offset;
+  int begin;  // position of the first key
   int count;
   PartScales<E> scales;
 };
@@ -76,15 +77,18 @@ class DotAttention {
   static int64_t memory_bytes(int) { return 0; }
   DotAttention(int head_dim, std::byte*) : head_dim_(head_dim) {}
 
-  // Takes the part that the next calls are about.
-  void prepare(const PartRows<E>& part) { part_ = &part; }
+  // Takes the part that the next calls are about, and the one after it, if that is known.
+  void prepare(const PartRows<E>& part, const PartRows<E>* next) {
+    part_ = &part;
+    next_ = next;
+  }
 
   // scores[r][j] = queries[r] . key j, for j below `visible[r]` at least; `visible` ascends.
   void scores(const Query* queries, int64_t query_stride, int rows, const int* visible,
               float* scores, int64_t stride) const {
     const int count = visible[rows - 1];
     for (int key = 0; key < count; key += kTileKeys) {
-      prefetch(key + kKeysAhead, 0);
+      prefetch(key + kKeysAhead);
       for (int row = 0; row < rows; row += kTileRows) {
         const int tile = std::min(kTileRows, rows - row);
         if (visible[row + tile - 1] <= key) continue;
@@ -118,16 +122,32 @@ class DotAttention {
   static constexpr int kTileKeys = 4;
   // A tile's sums are as many vectors as one has lanes: they are added up all at once.
   static constexpr int kTileRows = kLanes / kTileKeys;
-  // Rows lie in blocks all over the cache, where the hardware's prefetch does not follow.
-  static constexpr int kKeysAhead = 16;
+  // The memory is kept busy while a part's sums are added up, its softmax and the next one's begin
+  // are computed: rows are asked for by their distance in the order in which they are read.
+  static constexpr int kKeysAhead = 32;
 
-  void prefetch(int key, int64_t offset) const {
-    const int end = std::min(key + kTileKeys, part_->count);
-    for (; key < end; ++key) {
-      const char* row = reinterpret_cast<const char*>(part_->keys[key] + offset);
-      for (size_t byte = 0; byte < head_dim_ * sizeof(E); byte += 64) {
-        _mm_prefetch(row + byte, _MM_HINT_T0);
-      }
+  static int whole_tiles(const PartRows<E>& part) {
+    return (part.count + kTileKeys - 1) / kTileKeys * kTileKeys;
+  }
+
+  // A tile of rows in the order: the part's keys, its values, keys and values of the next part.
+  void prefetch(int row) const {
+    const PartRows<E>* part = part_;
+    if (row >= 2 * whole_tiles(*part)) {
+      if (next_ == nullptr) return;
+      row -= 2 * whole_tiles(*part);
+      part = next_;
+    }
+    const int rows = whole_tiles(*part);
+    int64_t offset = 0;
+    if (row >= rows) {
+      row -= rows;
+      offset = part->value_offset;
+      if (row >= rows) return;
+    }
+    for (int i = 0; i < kTileKeys; ++i) {
+      const char* line = reinterpret_cast<const char*>(part->keys[row + i] + offset);
+      for (size_t byte = 0; byte < head_dim_ * sizeof(E); byte += 64) simd::fetch(line + byte);
     }
   }
 
@@ -205,8 +225,9 @@ class DotAttention {
       for (int v = 0; v < kVectors; ++v) sums[r][v] = simd::zeros();
     }
     const int64_t offset = part_->value_offset + column;
+    const int values_begin = whole_tiles(*part_);
     for (int key = 0; key < count; ++key) {
-      if (column == 0 && key % kTileKeys == 0) prefetch(key + kKeysAhead, part_->value_offset);
+      if (column == 0 && key % kTileKeys == 0) prefetch(values_begin + key + kKeysAhead);
       Floats weight[kRows];
 #pragma GCC unroll 4
       for (int r = 0; r < kRows; ++r) weight[r] = simd::filled(weights[r * weight_stride + key]);
@@ -229,6 +250,7 @@ class DotAttention {
 
   const int head_dim_;
   const PartRows<E>* part_ = nullptr;
+  const PartRows<E>* next_ = nullptr;
 };
 
 }  // namespace pio

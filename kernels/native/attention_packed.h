@@ -163,7 +163,7 @@ class PackedAttention {
         keys_(reinterpret_cast<uint32_t*>(memory)),
         values_(keys_ + key_pairs(head_dim)) {}
 
-  void prepare(const PartRows<E>& part) {
+  void prepare(const PartRows<E>& part, const PartRows<E>* /*next*/) {
     for (int key = 0; key < part.count; key += 16) pack_keys(part, key);
     for (int panel = 0; panel < value_panels(head_dim_); ++panel) pack_values(part, panel);
   }

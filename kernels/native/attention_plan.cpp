@@ -12,9 +12,6 @@ constexpr int64_t kKeyCost = 32;
 // Tiles have at least so many rows where there are enough tokens: with fewer, preparing the keys
 // costs more than it helps to have another item.
 constexpr int kLeastTileRows = 32;
-// So many items for each worker make it likely that all end together.
-constexpr int64_t kItemsPerWorker = 4;
-
 int64_t cost_of(const AttentionTile& tile, int group) {
   return tile.num_visited_keys() * (tile.num_tokens * int64_t{group} + kKeyCost);
 }

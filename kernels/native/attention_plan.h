@@ -13,6 +13,8 @@ namespace pio {
 constexpr int kPartKeys = 512;
 // Keys of a part that are visited begin at a multiple of this.
 constexpr int kKeyGranule = 64;
+// So many items for each worker make it likely that all end together.
+constexpr int64_t kItemsPerWorker = 4;
 
 // Query heads of one KV head over neighbouring new tokens of one sequence: the rows of one tile,
 // token after token.

@@ -17,8 +17,7 @@ namespace pio {
 template <class E>
 class PartScales {
  public:
-  void take(int, KVLayer<const E>, const E*, int64_t, int, int) {}
-  void end(int) {}
+  void prefetch(KVLayer<const E>, const E*, int64_t, int) {}
   PIO_INLINE simd::Floats of_score(int, simd::Floats score) const { return score; }
   PIO_INLINE simd::Floats of_weight(int, simd::Floats weight) const { return weight; }
 };
@@ -27,6 +26,11 @@ template <class E>
   requires kIsCode<E>
 class PartScales<E> {
  public:
+  // Those of the head whose keys lie at `keys` will be taken from row `first` on.
+  void prefetch(KVLayer<const E> cache, const E* keys, int64_t value_offset, int first) {
+    simd::fetch(cache.scales(keys) + first);
+    simd::fetch(cache.scales(keys + value_offset) + first);
+  }
   // Scales of the part's keys from `key` on: `count` rows from `first` on of the head whose keys lie
   // at `keys`, and whose values `value_offset` behind.
   void take(int key, KVLayer<const E> cache, const E* keys, int64_t value_offset, int first,

@@ -23,7 +23,7 @@ class WidenedAttention : public DotAttention<T, T> {
         head_dim_(head_dim),
         memory_(reinterpret_cast<T*>(memory)) {}
 
-  void prepare(const PartRows<E>& part) {
+  void prepare(const PartRows<E>& part, const PartRows<E>* /*next*/) {
     const int64_t step = stride(head_dim_);
     rows_.count = part.count;
     rows_.value_offset = kPartKeys * step;
@@ -34,7 +34,7 @@ class WidenedAttention : public DotAttention<T, T> {
       rows_.keys[key] = to;
     }
     std::fill_n(rows_.keys + part.count, 16, rows_.keys[part.count - 1]);
-    DotAttention<T, T>::prepare(rows_);
+    DotAttention<T, T>::prepare(rows_, nullptr);
   }
 
  private:

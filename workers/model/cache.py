@@ -12,6 +12,7 @@ from ...kernels.kv_layer import CodedKV, KVLayer
 from ...kernels.pattern import FULL, AttentionPattern, bound_pages
 from ..config import KVCacheDType
 from .config import ModelConfig
+from .huge_pages import zeros_on_huge_pages
 
 
 class KVCache:
@@ -39,14 +40,18 @@ class KVCache:
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # zeros() maps pages only when they are first written; touching them here keeps page faults
-        # out of the first steps and makes a lack of memory show now.
         head: tuple[int, ...] = (block_size, config.head_dim)
         stored = dtype
         if kv_cache_dtype != "auto":
             head, stored = (head_bytes(block_size, config.head_dim),), torch.uint8
         shape = (config.num_layers, num_blocks, 2, config.num_kv_heads)
-        self.blocks_LN2KSD = torch.empty(*shape, *head, dtype=stored, device=device).zero_()
+        # zeros() maps pages only when they are first written; touching them here keeps page faults
+        # out of the first steps and makes a lack of memory show now.
+        self.blocks_LN2KSD = (
+            zeros_on_huge_pages((*shape, *head), stored)
+            if device.type == "cpu"
+            else torch.empty(*shape, *head, dtype=stored, device=device).zero_()
+        )
         layers = self.blocks_LN2KSD.unbind(0)
         self.layers: tuple[KVLayer, ...] = layers
         if kv_cache_dtype != "auto":
