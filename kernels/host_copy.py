@@ -38,7 +38,9 @@ class HostArrival:
         self._host = source
         self._event: Any = None  # torch has no type for its constructor
         if source.is_cuda:
-            self._host = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+            self._host = torch.empty(
+                source.shape, dtype=source.dtype, pin_memory=source.numel() > 0
+            )
             self._host.copy_(source, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()

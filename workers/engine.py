@@ -281,6 +281,7 @@ class Engine:
         if before is not None:
             step = self._launch_behind(before, now)
             self._collect(before, step)
+            self._exports.send()
         if step is None:
             step = self._launch_next()
         is_idle = before is None and step is None
@@ -290,7 +291,8 @@ class Engine:
         self._under_way = step
         if self._paging is not None:
             self._paging.advance(idle=is_idle)
-        self._exports.send()
+        if before is None and step is None:
+            self._exports.send()
         return self._take_output()
 
     def _launch_next(self) -> _UnderWay | None:
@@ -302,12 +304,15 @@ class Engine:
 
     def _launch_behind(self, before: _UnderWay, now: float) -> _UnderWay | None:
         """Launch the step behind one that is under way; ``None`` where its tokens matter to it."""
+        under_way = before.launched.batch
         if not before.launched.can_be_followed:
             return None
-        rows_behind = self._requests.rows_behind(before.launched.batch.sequences)
+        if any(item.sequence in self._exports for item in under_way.sequences):
+            return None  # reading its blocks would wait for what is launched now
+        rows_behind = self._requests.rows_behind(under_way.sequences)
         if rows_behind is None:
             return None
-        batch = self._scheduler.schedule_behind(before.launched.batch, now)
+        batch = self._scheduler.schedule_behind(under_way, now)
         if batch is None:
             return None
         groups, rows = self._requests.rows(batch.sequences, rows_behind)

@@ -129,7 +129,7 @@ class LateDevice:
 
     def __init__(self) -> None:
         self.events: list[str] = []
-        """``launch n`` and ``read n`` of each step, as the host did them."""
+        """``launch n`` and ``read n`` of each step, and ``read blocks``, as the host did them."""
         self.num_launched = 0
         self.is_held = False
         """Whether a forward waits for a ``release`` of its own."""
@@ -205,6 +205,7 @@ class LateExecutor:
         self.device.queue(lambda: self.inner.copy_blocks(pairs))
 
     def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor) -> None:
+        self.device.events.append("read blocks")
         self.device.queue(lambda: self.inner.read_blocks(block_ids, out_Ln2KSD)).result()
 
     def write_blocks(self, block_ids: Sequence[BlockId], blocks_Ln2KSD: Tensor) -> None:

@@ -21,7 +21,7 @@ from inference_pio.workers.model.cache import KVCache
 from inference_pio.workers.model.config import ModelConfig
 from inference_pio.workers.parallel.grid import build_executor
 from inference_pio.workers.sampling.state import SamplingState
-from inference_pio.workers.types import FinishReason, PhaseSampling, RequestError
+from inference_pio.workers.types import FinishReason, PhaseSampling, PrefillRequest, RequestError
 
 from .conftest import Driver
 from .late_executor import LateExecutor
@@ -329,6 +329,31 @@ def test_the_end_of_all_while_a_step_is_under_way(make: MakePair, prompt: Prompt
     assert [chunk.error.code for chunk in output.chunks if chunk.error] == ["engine_dead"]
     assert not late.engine.is_prefilling("r", 0)
     assert late.engine._under_way is None
+
+
+def test_a_prefill_for_another_engine_is_sent_as_it_is_computed(
+    make: MakePair, prompt: Prompt
+) -> None:
+    """Its blocks are read before another step is launched, which would hold them up."""
+    plain, late, executor = make(max_batched_tokens=16)
+    sent: list[list[bytes]] = []
+    for driver in (plain, late):
+        driver.add("other", prompt(9), max_tokens=12, **GREEDY)
+        request = PrefillRequest("p", 1, 2, tuple(prompt(40)), 0, "", 30.0, 0)
+        driver.engine.add_prefill(request)
+        tickets: list[bytes] = []
+        while driver.engine.has_work:
+            driver.step()
+            tickets += [bytes(ticket.buffer) for ticket in driver.output.tickets]
+        sent.append(tickets)
+    assert sent[0] == sent[1]
+    events = executor.device.events
+    places = [place for place, event in enumerate(events) if event == "read blocks"]
+    assert len(places) == len(sent[1]) == 3
+    for place in places:
+        before = [event.split()[0] for event in events[:place] if event != "read blocks"]
+        assert before.count("launch") == before.count("read"), "another step is in the way"
+    assert late.tokens("other") == plain.tokens("other")
 
 
 # --- what goes wrong ------------------------------------------------------------------------------
