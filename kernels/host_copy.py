@@ -22,7 +22,8 @@ def host_tensor(values: Sequence[int], dtype: torch.dtype, device: torch.device)
 
 def copied_to(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A list as a tensor on ``device``."""
-    return host_tensor(values, dtype, device).to(device, non_blocking=True)
+    host = host_tensor(values, dtype, device)
+    return host if device.type == "cpu" else host.to(device, non_blocking=True)
 
 
 def array_to(values: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Tensor:

@@ -83,7 +83,8 @@ class LaunchedStep:
     def keep(self, wanted: Callable[[ScheduledSequence], bool]) -> None:
         """Forget what other sequences compute: nobody reads it, counts it or runs it again."""
         kept = tuple(item for item in self.batch.sequences if wanted(item))
-        self.batch = replace(self.batch, sequences=kept)
+        if len(kept) < len(self.batch.sequences):
+            self.batch = replace(self.batch, sequences=kept)
 
 
 class ModelRunner:
@@ -112,7 +113,6 @@ class ModelRunner:
         except Exception as error:
             return LaunchedStep(batch, rows, error=error)
 
-    @torch.inference_mode()
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for what a step gave the sequences that it kept; raises as ``launch`` does."""
         if step.error is None:
@@ -122,6 +122,11 @@ class ModelRunner:
                 raise
             except Exception as error:
                 step.error = error
+        return self._run_again(step)
+
+    @torch.inference_mode()
+    def _run_again(self, step: LaunchedStep) -> StepResult:
+        """Each sequence of a step that raised, alone."""
         result = StepResult()
         for scheduled in step.batch.sequences:
             result.late.add(scheduled.sequence)

@@ -26,11 +26,11 @@ def embedded_tokenizer(embedded_dir: Path) -> Tokenizer:
     return Tokenizer.load(embedded_dir)
 
 
-def make(tokenizer: Tokenizer, **params: Any) -> Choice:
+def make(tokenizer: Tokenizer, tokens: PhaseTokens = TOKENS, **params: Any) -> Choice:
     request = GenerateRequest("r", (1, OPEN), SamplingParams(**params))
     sequence = Sequence.from_request(request, arrival=0.0, max_len=40)
     context = DecodingContext(
-        tokenizer, TOKENS, SamplingDefaults(), LoopGuardConfig(), frozenset({END})
+        tokenizer, tokens, SamplingDefaults(), LoopGuardConfig(), frozenset({END})
     )
     others = tuple(range(1, request.params.n))
     return Choice(request, sequence, context, 1, other_indices=others)
@@ -67,6 +67,18 @@ def test_a_step_ahead_holds_where_the_token_is_all_that_came(
     assert choice.continues(sampled, row) is right
     if right:
         assert choice.row() == row
+
+
+def test_a_forced_text_that_ends_with_the_sampled_token_is_not_that_token(
+    embedded_tokenizer: Tokenizer,
+) -> None:
+    tokens = PhaseTokens(OPEN, CLOSE, stop_text_ids=(50, CLOSE, 7), eos=frozenset({END}))
+    choice = make(embedded_tokenizer, tokens, thinking_budget=1)
+    row = choice.row_behind()
+    assert row is not None
+    choice.take(SampledToken(7))
+    assert choice.sequence.output_token_ids == [7, 50, CLOSE, 7]
+    assert not choice.continues(SampledToken(7), row)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,6 @@ class LaunchedSample:
         """See ``PendingTokens.redrawn``."""
         return self._tokens.redrawn
 
-    @torch.inference_mode()
     def read(self) -> list[SampledToken | SamplingError]:
         """One token for each row, or the error of that row alone."""
         return [
