@@ -119,5 +119,8 @@ class KVCache:
         Attention may load the rest of a block at weight zero; an infinity or NaN left there by its
         last owner would still spread.
         """
-        if blocks:
+        if self.blocks_LN2KSD.is_cpu:
+            for block in blocks:  # as in write_blocks
+                self.blocks_LN2KSD[:, block].zero_()
+        elif blocks:
             self.blocks_LN2KSD.index_fill_(1, self._index(blocks), 0)
