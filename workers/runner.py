@@ -55,7 +55,10 @@ class LaunchedStep:
     """A step that the device may still compute."""
 
     batch: ScheduledBatch
+    """What is left of it after ``keep``."""
     rows: RowsBySequence
+    was_alone: bool
+    """Whether one sequence was all it had."""
     sampled: tuple[EngineSequence, ...] = ()
     sample: LaunchedSample | None = None
     """Of ``sampled``, one row after the other; ``None`` where nothing samples."""
@@ -111,7 +114,7 @@ class ModelRunner:
         except (GroupLostError, WeightReadError):
             raise
         except Exception as error:
-            return LaunchedStep(batch, rows, error=error)
+            return LaunchedStep(batch, rows, len(batch.sequences) == 1, error=error)
 
     def collect(self, step: LaunchedStep) -> StepResult:
         """Wait for what a step gave the sequences that it kept; raises as ``launch`` does."""
@@ -122,6 +125,8 @@ class ModelRunner:
                 raise
             except Exception as error:
                 step.error = error
+        if step.was_alone:
+            return StepResult(errors={item.sequence: step.error for item in step.batch.sequences})
         return self._run_again(step)
 
     @torch.inference_mode()
@@ -145,7 +150,7 @@ class ModelRunner:
         self, batch: ScheduledBatch, rows: RowsBySequence, unread: UnreadTokens | None
     ) -> LaunchedStep:
         inputs = BatchBuilder.from_batch(batch, unread)
-        step = LaunchedStep(batch, rows, tuple(inputs.sampled))
+        step = LaunchedStep(batch, rows, len(batch.sequences) == 1, tuple(inputs.sampled))
         logits_RV = self.executor.forward(inputs)
         start = 0
         for item in batch.sequences:
