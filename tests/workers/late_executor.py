@@ -131,6 +131,7 @@ class LateDevice:
         self.events: list[str] = []
         """``launch n`` and ``read n`` of each step, and ``read blocks``, as the host did them."""
         self.num_launched = 0
+        self.num_computed = 0
         self.is_held = False
         """Whether a forward waits for a ``release`` of its own."""
         self._released = threading.Semaphore(0)
@@ -156,6 +157,7 @@ class LateDevice:
             if held:
                 assert self._released.acquire(timeout=60), "the host waits for what is held"
             work()
+            self.num_computed += 1
 
         return self.queue(run)
 

@@ -50,6 +50,7 @@ def make(tokenizer: Tokenizer, tokens: PhaseTokens = TOKENS, **params: Any) -> C
         ({"thinking_budget": 1}, 7, False),
         ({"thinking_budget": 2}, 7, True),
         ({"max_tokens": 1}, 7, False),
+        ({"min_tokens": 1}, 7, True),
         ({"min_tokens": 2}, 7, True),
         ({"stop": ("a",), "stop_in_thought": True}, 64, False),
     ],

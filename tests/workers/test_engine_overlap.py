@@ -258,6 +258,7 @@ def test_a_long_prompt_is_not_queued_as_a_whole(make: MakePair, prompt: Prompt) 
     for count in range(1, 8):
         late.step()
         assert executor.device.num_launched == count
+        assert executor.device.num_computed == count - 1
         executor.device.release()
     executor.device.release()
     late.run()
