@@ -280,6 +280,7 @@ class Engine:
         before, step = self._under_way, None
         if before is not None:
             step = self._launch_behind(before, now)
+            before.launched.keep(self._holds)  # others have ended since it was launched
             self._collect(before, step)
             self._exports.send()
         if step is None:
@@ -338,7 +339,6 @@ class Engine:
     def _collect(self, step: _UnderWay, behind: _UnderWay | None = None) -> None:
         """Take in what a step gave; ``behind`` keeps what it has computed on the same."""
         launched = step.launched
-        launched.keep(self._holds)  # others were aborted while it ran
         result = self._runner.collect(launched)
         ended = time.monotonic()
         self._measure(launched.batch.sequences, ended - max(step.begun, self._collected_at))

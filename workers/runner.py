@@ -200,13 +200,13 @@ def _read(step: LaunchedStep) -> StepResult:
         if step.done is not None:
             step.done.read().tolist()
         return result
-    tokens = step.sample.read()
+    tokens, redrawn = step.sample.read(), step.sample.redrawn
     first = 0
     for sequence in step.sampled:
         numbers = range(first, first + len(step.rows[sequence]))
         first = numbers.stop
         if sequence in kept:
             result.sampled[sequence] = tokens[numbers.start : numbers.stop]
-            if not step.sample.redrawn.isdisjoint(numbers):
+            if redrawn and not redrawn.isdisjoint(numbers):
                 result.late.add(sequence)
     return result
