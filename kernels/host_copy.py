@@ -1,10 +1,13 @@
-"""Lists on their way to a device, without waiting for it."""
+"""Numbers on their way to a device and back, without waiting for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -19,4 +22,32 @@ def host_tensor(values: Sequence[int], dtype: torch.dtype, device: torch.device)
 
 def copied_to(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     """A list as a tensor on ``device``."""
-    return host_tensor(values, dtype, device).to(device, non_blocking=True)
+    host = host_tensor(values, dtype, device)
+    return host if device.type == "cpu" else host.to(device, non_blocking=True)
+
+
+def array_to(values: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> Tensor:
+    """An array as a tensor on ``device``; on the CPU it is the array's own memory."""
+    host = torch.from_numpy(values)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+class HostArrival:
+    """A tensor on its way to the host, behind what is queued on the device now."""
+
+    def __init__(self, source: Tensor) -> None:
+        self._host = source
+        self._event: Any = None  # torch has no type for its constructor
+        if source.is_cuda:
+            self._host = torch.empty(
+                source.shape, dtype=source.dtype, pin_memory=source.numel() > 0
+            )
+            self._host.copy_(source, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> Tensor:
+        """The values; waits until they are there, and for nothing that was queued later."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from ..kernels.context import ContextItem
 from .sequence import Sequence
@@ -21,6 +23,11 @@ class ScheduledSequence:
     start: int
     num_new_tokens: int
     samples: bool
+
+    @property
+    def end(self) -> int:
+        """The sequence's computed tokens once this ran."""
+        return self.start + self.num_new_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,30 +50,52 @@ class ScheduledBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadTokens:
+    """What a step samples, while the host has not read it: the token of ``sequences[i]`` is
+    ``tokens_R[i]``, on the executor's device; a fault is below 0."""
+
+    sequences: tuple[Sequence, ...]
+    tokens_R: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class BatchInputs:
     """A step as lists, sequence after sequence in the order of the batch.
 
     ``token_ids`` has one entry a new token; ``items`` goes to ``build_context``; ``sample_rows``
-    are the rows of ``token_ids`` whose logits are needed, and ``sampled`` whose they are.
+    are the rows of ``token_ids`` whose logits are needed, and ``sampled`` whose they are. Where the
+    step before is not read yet, ``unread_rows`` of ``token_ids`` hold 0 in the place of its tokens
+    ``unread.tokens_R[unread_places]``.
     """
 
     token_ids: list[int]
     items: list[ContextItem]
     sample_rows: list[int]
     sampled: list[Sequence]
+    unread: UnreadTokens | None = None
+    unread_rows: list[int] = field(default_factory=list)
+    unread_places: list[int] = field(default_factory=list)
 
 
 class BatchBuilder:
-    """Collects one step's lists; ``build`` hands them out."""
+    """Collects one step's lists; ``build`` hands them out.
 
-    def __init__(self) -> None:
-        self._inputs = BatchInputs([], [], [], [])
+    ``unread`` are the tokens of the step before that the host may not have read.
+    """
+
+    def __init__(self, unread: UnreadTokens | None = None) -> None:
+        self._inputs = BatchInputs([], [], [], [], unread)
+        sequences = () if unread is None else unread.sequences
+        self._places = {sequence: place for place, sequence in enumerate(sequences)}
 
     def add(self, scheduled: ScheduledSequence) -> None:
         """Append one sequence's tokens."""
         inputs, sequence = self._inputs, scheduled.sequence
-        end = scheduled.start + scheduled.num_new_tokens
-        inputs.token_ids.extend(sequence.token_ids[scheduled.start : end])
+        if scheduled.start == sequence.num_tokens:
+            inputs.unread_rows.append(len(inputs.token_ids))
+            inputs.unread_places.append(self._places[sequence])
+            inputs.token_ids.append(0)
+        inputs.token_ids.extend(sequence.token_ids[scheduled.start : scheduled.end])
         inputs.items.append(
             ContextItem(
                 sequence.block_table,
@@ -84,9 +113,9 @@ class BatchBuilder:
         return self._inputs
 
     @classmethod
-    def from_batch(cls, batch: ScheduledBatch) -> BatchInputs:
+    def from_batch(cls, batch: ScheduledBatch, unread: UnreadTokens | None = None) -> BatchInputs:
         """The lists of a whole batch, between ``schedule`` and ``commit``."""
-        builder = cls()
+        builder = cls(unread)
         for scheduled in batch.sequences:
             builder.add(scheduled)
         return builder.build()

@@ -160,6 +160,28 @@ class Choice:
         """How the next token is sampled."""
         return self._sampling.row(self.phase.phase)
 
+    def row_behind(self) -> SamplingRow | None:
+        """How the token behind the next one is sampled, unless that makes a difference.
+
+        ``None`` where the next token must be known first. Once it is, ``continues`` tells whether
+        this was right.
+        """
+        if self.pending_indices:
+            return None  # its choices part at the next token
+        return self._sampling.row_behind(self.phase.phase)
+
+    def continues(self, sampled: SampledToken, row: SamplingRow) -> bool:
+        """Whether ``sampled`` is the last token, and the next one is sampled as ``row`` says.
+
+        Not where the token was an end, was followed or replaced by forced ids, or began a phase
+        that is sampled otherwise.
+        """
+        if self.finished or self.sequence.token_ids[-1] != sampled.token_id:
+            return False
+        # Nothing else of a row changes from token to token.
+        now = self.row()
+        return (now.step, now.sampling, now.banned) == (row.step, row.sampling, row.banned)
+
     def take(self, sampled: SampledToken) -> None:
         """Append a sampled token and the ids that the phase machine forces behind it.
 

@@ -5,7 +5,9 @@
    engine may be asked to compute (``import_desk``), as this one computes prompts for others
    (``add_prefill``, ``export_desk``). One scheduler ranks all of it.
 3. ``step`` runs one batch, and returns all that came since the last step: tokens, tickets, what is
-   wanted of other engines.
+   wanted of other engines. Where the executor is asynchronous, a step is under way between two
+   calls: the next one is launched behind it before its tokens are read, or else as soon as they
+   are.
 4. Whatever ends, by itself or from outside, leaves its desk in one place and is told once.
 """
 
@@ -14,9 +16,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from .batch import ScheduledSequence
+from .batch import ScheduledBatch, ScheduledSequence
 from .choice import DecodingContext, beginnings
 from .config import EngineConfig
 from .executor import Executor
@@ -33,10 +35,10 @@ from .paging_desk import PagingDesk
 from .parallel.grid import build_executor
 from .parallel.launcher import RankLauncher
 from .request_checks import check_prefill, check_request
-from .request_desk import RequestDesk
-from .runner import ModelRunner
+from .request_desk import Groups, RequestDesk
+from .runner import LaunchedStep, ModelRunner, RowsBySequence, StepResult
+from .sampling.row import SamplingError
 from .scheduler import Scheduler
-from .sequence import Sequence as EngineSequence
 from .types import (
     EngineStats,
     GenerateRequest,
@@ -50,6 +52,15 @@ logger = logging.getLogger(__name__)
 
 _RATE_HALF_LIFE_S = 10.0
 """Of the measured prefill rate: long against a step, short against a change of the load."""
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """A step between its launch and its collection; ``begun`` is when it was planned."""
+
+    launched: LaunchedStep
+    groups: Groups
+    begun: float
 
 
 class Engine:
@@ -120,6 +131,8 @@ class Engine:
             seed=config.seed,
         )
         self._num_steps = 0
+        self._under_way: _UnderWay | None = None
+        self._collected_at = 0.0
 
     def _build_paging(self) -> PagingDesk:
         """Tiers behind the KV pool, told of by the scheduler. Ends the executor where it raises."""
@@ -182,6 +195,7 @@ class Engine:
 
         For an engine that is broken: its blocks and queues are not touched again.
         """
+        self._under_way = None
         error = RequestError(f"the engine ended: {reason}", code="engine_dead")
         self._requests.fail_all(error, also)
         self._exports.fail_all(error, also_prefills)
@@ -254,36 +268,104 @@ class Engine:
     def step(self) -> StepOutput:
         """Run one batch and return all that came since the last step; empty without work.
 
-        Raises ``GroupLostError`` once a rank is gone, ``WeightReadError`` once streamed weights
-        cannot be read; the engine computes no more.
+        With an asynchronous executor the batch is still under way then, and the tokens are those
+        of the one before. Raises ``GroupLostError`` once a rank is gone, ``WeightReadError`` once
+        streamed weights cannot be read; the engine computes no more.
         """
         self.executor.check()
         now = time.monotonic()
         self._requests.expire(now)
         self._exports.expire(now)
         self._imports.expire(now)
-        batch = self._scheduler.schedule(now)
+        before, step = self._under_way, None
+        if before is not None:
+            step = self._launch_behind(before, now)
+            before.launched.keep(self._holds)  # others have ended since it was launched
+            self._collect(before, step)
+            self._exports.send()
+        if step is None:
+            step = self._launch_next()
+        is_idle = before is None and step is None
+        if step is not None and not self.executor.is_asynchronous:
+            self._collect(step)
+            step = None
+        self._under_way = step
         if self._paging is not None:
-            self._paging.spill()
-        self._imports.drop(batch.preempted, "preempted")
-        groups, rows = self._requests.rows(batch.sequences)
-        sound = tuple(item for item in batch.sequences if self._holds(item.sequence))
-        if sound:
-            self._num_steps += 1
-            result = self._runner.run(replace(batch, sequences=sound), rows)
-            for sequence, error in result.errors.items():
-                desk = self._exports if sequence in self._exports else self._requests
-                desk.fail(sequence, error)
-            self._scheduler.commit(batch)
-            self._requests.receive(result, groups)
-            self._measure(sound, time.monotonic() - now)
-        if self._paging is not None:
-            self._paging.advance(idle=not sound)
-        self._exports.send()
+            self._paging.advance(idle=is_idle)
+        if before is None and step is None:
+            self._exports.send()
         return self._take_output()
 
-    def _holds(self, sequence: EngineSequence) -> bool:
-        return sequence in self._requests or sequence in self._exports
+    def _launch_next(self) -> _UnderWay | None:
+        """Launch a step that knows all tokens; ``None`` where there is nothing to run."""
+        now = time.monotonic()
+        batch = self._scheduler.schedule(now)
+        self._imports.drop(batch.preempted, "preempted")
+        return self._launch(batch, *self._requests.rows(batch.sequences), now)
+
+    def _launch_behind(self, before: _UnderWay, now: float) -> _UnderWay | None:
+        """Launch the step behind one that is under way; ``None`` where its tokens matter to it."""
+        under_way = before.launched.batch
+        if not before.launched.can_be_followed:
+            return None
+        if any(item.sequence in self._exports for item in under_way.sequences):
+            return None  # reading its blocks would wait for what is launched now
+        rows_behind = self._requests.rows_behind(under_way.sequences)
+        if rows_behind is None:
+            return None
+        batch = self._scheduler.schedule_behind(under_way, now)
+        if batch is None:
+            return None
+        groups, rows = self._requests.rows(batch.sequences, rows_behind)
+        return self._launch(batch, groups, rows, now, before.launched)
+
+    def _launch(
+        self,
+        batch: ScheduledBatch,
+        groups: Groups,
+        rows: RowsBySequence,
+        now: float,
+        before: LaunchedStep | None = None,
+    ) -> _UnderWay | None:
+        if self._paging is not None:
+            self._paging.spill()
+        sound = tuple(item for item in batch.sequences if self._holds(item))
+        if not sound:
+            return None
+        self._num_steps += 1
+        launched = self._runner.launch(replace(batch, sequences=sound), rows, before)
+        return _UnderWay(launched, groups, now)
+
+    def _collect(self, step: _UnderWay, behind: _UnderWay | None = None) -> None:
+        """Take in what a step gave; ``behind`` keeps what it has computed on the same."""
+        launched = step.launched
+        result = self._runner.collect(launched)
+        ended = time.monotonic()
+        self._measure(launched.batch.sequences, ended - max(step.begun, self._collected_at))
+        self._collected_at = ended
+        for sequence, error in result.errors.items():
+            desk = self._exports if sequence in self._exports else self._requests
+            desk.fail(sequence, error)
+        self._scheduler.commit(launched.batch)
+        self._requests.receive(result, step.groups)
+        if behind is not None:
+            rows = behind.launched.rows
+            behind.launched.keep(lambda item: self._is_right(item, result, rows))
+
+    def _is_right(self, item: ScheduledSequence, before: StepResult, rows: RowsBySequence) -> bool:
+        """Whether what was launched behind a step holds, now that it is known what that gave."""
+        sequence = item.sequence
+        if sequence in before.late or not self._holds(item):
+            return False
+        if sequence not in before.sampled:
+            return True
+        (token,) = before.sampled[sequence]
+        if isinstance(token, SamplingError):
+            return False
+        return self._requests.continues(sequence, token, rows[sequence][0])
+
+    def _holds(self, item: ScheduledSequence) -> bool:
+        return item.sequence in self._requests or item.sequence in self._exports
 
     def _measure(self, ran: tuple[ScheduledSequence, ...], seconds: float) -> None:
         """Note the rate of a step that was mostly prefill."""
@@ -306,7 +388,9 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything; not while all there is waits for another engine."""
-        if self._scheduler.has_work or (self._paging is not None and self._paging.has_work):
+        if self._under_way is not None or self._scheduler.has_work:
+            return True
+        if self._paging is not None and self._paging.has_work:
             return True
         return any(desk.has_news for desk in (self._requests, self._exports, self._imports))
 

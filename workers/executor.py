@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.context import build_context
+from ..kernels.host_copy import copied_to
 from ..kernels.sampling.api import SamplingKernels
 from .batch import BatchInputs
 from .config import KVCacheDType
@@ -25,12 +26,19 @@ class GroupLostError(RuntimeError):
 class Executor(Protocol):
     """A model with its KV cache. One thread calls it; every method is done when it returns.
 
-    Methods of an executor with several ranks raise ``GroupLostError`` once one of them is gone.
+    One that ``is_asynchronous`` may only have queued its work by then, which it does in the order
+    of the calls. Methods of one with several ranks raise ``GroupLostError`` once one of them is
+    gone.
     """
 
     @property
     def vocab_size(self) -> int:
         """Rows of the logits, padding included."""
+        ...
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether the host may go on while ``forward`` and the sampling of its logits run."""
         ...
 
     @property
@@ -95,6 +103,11 @@ class LocalExecutor:
         return self.model.config.vocab_size
 
     @property
+    def is_asynchronous(self) -> bool:
+        """See ``Executor.is_asynchronous``: CUDA queues what it is given."""
+        return self.model.device.type == "cuda"
+
+    @property
     def sampling(self) -> SamplingKernels:
         """See ``Executor.sampling``."""
         return self.model.kernels.sampling
@@ -106,14 +119,23 @@ class LocalExecutor:
     def forward(self, inputs: BatchInputs) -> Tensor:
         """See ``Executor.forward``."""
         device = self.model.device
-        token_ids_T = torch.tensor(inputs.token_ids, dtype=torch.int64, device=device)
+        token_ids_T = copied_to(inputs.token_ids, torch.int64, device)
+        if inputs.unread is not None and inputs.unread_rows:
+            rows, places = (
+                copied_to(numbers, torch.int64, device)
+                for numbers in (inputs.unread_rows, inputs.unread_places)
+            )
+            # A fault is no id; what is computed of its sequence is thrown away.
+            found = inputs.unread.tokens_R.index_select(0, places).clamp(min=0)
+            token_ids_T.index_copy_(0, rows, found)
         context = build_context(inputs.items, self.cache.block_size, device, self.model.pattern)
         self._hidden_TC = self.model.forward(token_ids_T, context, self.cache)
         return self.logits(inputs.sample_rows)
 
     def logits(self, rows: Sequence[int]) -> Tensor:
         """See ``Executor.logits``."""
-        return self.model.logits(self._hidden_TC[list(rows)])
+        rows_R = copied_to(rows, torch.int64, self.model.device)
+        return self.model.logits(self._hidden_TC.index_select(0, rows_R))
 
     def read_blocks(self, block_ids: Sequence[BlockId], out_Ln2KSD: Tensor) -> None:
         """See ``Executor.read_blocks``."""

@@ -4,8 +4,9 @@ A request's life here:
 1. ``add`` makes its first choice and queues it. A resumed one begins with its choices where they
    were; one that is complete already ends at once.
 2. ``rows`` says how the sequences of a step are sampled; one that completes its prompt brings the
-   request's other choices with it.
-3. ``receive`` gives each choice its token; what is new becomes a chunk.
+   request's other choices with it. ``rows_behind`` says it for the step behind one whose tokens are
+   not known yet, and ``continues`` whether that was right.
+3. ``receive`` gives each choice its token; what is new becomes a chunk in ``take``.
 4. Every end passes through ``Choice.finish`` and ``_drain``, which frees the sequence, and shows in
    exactly one last chunk.
 """
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, KeysView, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from .batch import ScheduledSequence
 from .choice import Choice, DecodingContext, beginnings
@@ -68,6 +70,7 @@ class RequestDesk:
         self._max_model_len = max_model_len
         self._engine_seed = seed
         self._choices: dict[Sequence, Choice] = {}
+        self._fresh: dict[Sequence, Choice] = {}  # with tokens that are in no chunk yet, in order
         self._chunks: list[TokenChunk] = []
 
     def __contains__(self, sequence: Sequence) -> bool:
@@ -115,14 +118,54 @@ class RequestDesk:
 
     # --- the step -------------------------------------------------------------------------------
 
-    def rows(
+    def rows_behind(
         self, scheduled: Iterable[ScheduledSequence]
+    ) -> dict[Sequence, SamplingRow] | None:
+        """How the tokens behind those of a step under way are sampled, for all that may go on.
+
+        ``None`` where one of them depends on more than ``continues`` can tell afterwards.
+        """
+        rows: dict[Sequence, SamplingRow] = {}
+        for item in scheduled:
+            choice = self._choices.get(item.sequence)
+            if choice is None or not item.samples or item.sequence.room == 1:
+                continue  # ended, or will with this token
+            try:
+                row = choice.row_behind()
+            except Exception as error:
+                self.fail(item.sequence, error)
+                continue
+            if row is None:
+                return None
+            rows[item.sequence] = row
+        return rows
+
+    def continues(self, sequence: Sequence, token: SampledToken, row: SamplingRow) -> bool:
+        """Whether a step that took ``token`` for the sequence's last one, and sampled the next by
+        ``row``, did so rightly; ends a request that raises here."""
+        try:
+            return self._choices[sequence].continues(token, row)
+        except Exception as error:
+            self.fail(sequence, error)
+            return False
+
+    def rows(
+        self,
+        scheduled: Iterable[ScheduledSequence],
+        behind: Mapping[Sequence, SamplingRow] = MappingProxyType({}),
     ) -> tuple[Groups, dict[Sequence, list[SamplingRow]]]:
-        """The choices that each sequence samples for, and how; ends a request that raises here."""
+        """The choices that each sequence samples for, and how; ends a request that raises here.
+
+        ``behind`` has the rows of those whose last token is not known yet.
+        """
         groups: dict[Sequence, list[Choice]] = {}
         rows: dict[Sequence, list[SamplingRow]] = {}
         for item in scheduled:
             if not item.samples:
+                continue
+            if item.sequence in behind:
+                groups[item.sequence] = [self._choices[item.sequence]]
+                rows[item.sequence] = [behind[item.sequence]]
                 continue
             try:
                 group = self._choices_to_sample(item.sequence)
@@ -167,7 +210,10 @@ class RequestDesk:
             except Exception as error:
                 self.fail(choice.sequence, error)
             else:
-                self._drain(choice)
+                if choice.finished:
+                    self._drain(choice)
+                else:
+                    self._fresh[choice.sequence] = choice
 
     # --- ends -----------------------------------------------------------------------------------
 
@@ -229,6 +275,7 @@ class RequestDesk:
 
     def _collect(self, choice: Choice) -> bool:
         """Hand on and count what is new; whether that was the choice's end."""
+        self._fresh.pop(choice.sequence, None)
         chunk = choice.drain()
         if chunk is None:
             return False
@@ -253,6 +300,9 @@ class RequestDesk:
 
     def take(self) -> list[TokenChunk]:
         """The chunks since it was last called."""
+        # Only now: chunks of choices that go on are made while the device computes on.
+        for choice in list(self._fresh.values()):
+            self._collect(choice)
         chunks, self._chunks = self._chunks, []
         return chunks
 

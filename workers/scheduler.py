@@ -9,7 +9,8 @@ A sequence's life here:
    ``receive`` counts what came, until all is there or ``stop_awaiting``;
    ``schedule`` gives every other one tokens each step: decode rows first, then the shortest
    remainders;
-4. ``commit`` counts them as computed; after the prompt, ``fork`` adds the request's other choices;
+4. ``commit`` counts them as computed; after the prompt, ``fork`` adds the request's other choices.
+   Where the device is still at work, ``schedule_behind`` plans the step that follows before that;
 5. when a running sequence finds no free block, the last-ranked one is preempted: its blocks go, its
    tokens stay and are computed again after a new admission at its old rank. The first-ranked one is
    never preempted for blocks, so the engine always gets on;
@@ -125,7 +126,7 @@ class Scheduler:
         shares = share_budget(
             [s.num_uncomputed_tokens for s in runnable], self._config.max_batched_tokens
         )
-        scheduled: list[tuple[Sequence, int]] = []
+        scheduled: list[ScheduledSequence] = []
         copies: list[BlockCopy] = []
         for sequence, tokens in zip(runnable, shares, strict=True):
             if tokens == 0 or sequence.status is not SequenceStatus.RUNNING:
@@ -136,16 +137,50 @@ class Scheduler:
                 if preempted[-1] is sequence:
                     break
             else:
-                scheduled.append((sequence, tokens))
+                scheduled.append(_scheduled(sequence, tokens))
                 copies.extend(own_copies)
         if self.num_preemptions == num_forced_out:  # else there is no block to spare
-            budget = self._config.max_batched_tokens - sum(tokens for _, tokens in scheduled)
-            scheduled.extend(self._admissions(budget, now))
+            scheduled.extend(self._admissions(scheduled, now))
         return _batch(scheduled, copies, preempted)
 
-    def _admissions(self, budget: int, now: float) -> list[tuple[Sequence, int]]:
+    def schedule_behind(self, batch: ScheduledBatch, now: float) -> ScheduledBatch | None:
+        """The step behind ``batch``, which is under way: neither committed nor are its tokens read.
+
+        What samples in ``batch`` is taken to go on with that one token, unless it has room for no
+        other. Nobody is preempted: ``None``, with nothing changed, where somebody would have to be,
+        so that ``batch`` is to be committed first. The rest is as in ``schedule``.
+        """
+        if self._priority_victims():
+            return None
+        under_way = {scheduled.sequence: scheduled for scheduled in batch.sequences}
+        runnable = [(s, under_way.get(s)) for s in self._running if not s.is_awaiting]
+        shares = share_budget(
+            [_num_pending(*each) for each in runnable], self._config.max_batched_tokens
+        )
+        scheduled = [
+            _scheduled(sequence, tokens, before)
+            for (sequence, before), tokens in zip(runnable, shares, strict=True)
+            if tokens > 0
+        ]
+        if not self._kv.fit((row.sequence, row.end) for row in scheduled):
+            return None
+        copies: list[BlockCopy] = []
+        for row in scheduled:
+            own_copies = self._kv.extend(
+                row.sequence,
+                row.num_new_tokens,
+                num_under_way=row.start - row.sequence.num_computed_tokens,
+            )
+            assert own_copies is not None, "all of them fit"
+            copies.extend(own_copies)
+        return _batch([*scheduled, *self._admissions(scheduled, now)], copies, [])
+
+    def _admissions(
+        self, scheduled: Items[ScheduledSequence], now: float
+    ) -> list[ScheduledSequence]:
         """Admit from the head of the queue while tokens, slots and blocks last."""
-        admitted: list[tuple[Sequence, int]] = []
+        budget = self._config.max_batched_tokens - sum(row.num_new_tokens for row in scheduled)
+        admitted: list[ScheduledSequence] = []
         while self._waiting and budget > 0:
             head = self._waiting[0]
             if self._missing_slots(head) or not self._kv.admit(head, self._reservation(head)):
@@ -158,7 +193,7 @@ class Scheduler:
                 tokens = head.num_awaited_tokens - head.num_computed_tokens
             else:
                 tokens = min(head.num_uncomputed_tokens, budget)
-                admitted.append((head, tokens))
+                admitted.append(_scheduled(head, tokens))
                 budget -= tokens
             copies = self._kv.extend(head, tokens)
             assert copies == [], "an admission's first tokens lie in its own reserved blocks"
@@ -291,6 +326,7 @@ class Scheduler:
         """Count the tokens of a step that ran; sequences that ended meanwhile are passed over."""
         for scheduled in batch.sequences:
             if scheduled.sequence.status is SequenceStatus.RUNNING:
+                assert scheduled.start == scheduled.sequence.num_computed_tokens, "steps in order"
                 self._kv.commit(scheduled.sequence, scheduled.num_new_tokens)
 
     def receive(self, sequence: Sequence, num_tokens: int) -> None:
@@ -424,15 +460,32 @@ class Scheduler:
             )
 
 
+def _num_pending(sequence: Sequence, before: ScheduledSequence | None) -> int:
+    """Tokens that a sequence has to compute, behind its part of the step under way."""
+    if before is None:
+        return sequence.num_uncomputed_tokens
+    return sequence.num_tokens + _num_unread(sequence, before) - before.end
+
+
+def _num_unread(sequence: Sequence, before: ScheduledSequence) -> int:
+    """Tokens that the step under way samples for a sequence that goes on with them."""
+    return 1 if before.samples and sequence.room > 1 else 0
+
+
+def _scheduled(
+    sequence: Sequence, num_tokens: int, before: ScheduledSequence | None = None
+) -> ScheduledSequence:
+    """The next ``num_tokens`` of a sequence, behind its part of the step under way."""
+    start, unread = sequence.num_computed_tokens, 0
+    if before is not None:
+        start, unread = before.end, _num_unread(sequence, before)
+    is_all = start + num_tokens == sequence.num_tokens + unread
+    return ScheduledSequence(sequence, start, num_tokens, is_all and sequence.room > unread)
+
+
 def _batch(
-    scheduled: list[tuple[Sequence, int]], copies: list[BlockCopy], preempted: list[Sequence]
+    scheduled: list[ScheduledSequence], copies: list[BlockCopy], preempted: list[Sequence]
 ) -> ScheduledBatch:
     """Freeze a step, its decode rows in front."""
-    rows = [
-        ScheduledSequence(
-            s, s.num_computed_tokens, n, s.num_computed_tokens + n == s.num_tokens and s.room > 0
-        )
-        for s, n in scheduled
-    ]
-    rows.sort(key=lambda row: row.num_new_tokens > 1)
+    rows = sorted(scheduled, key=lambda row: row.num_new_tokens > 1)
     return ScheduledBatch(tuple(rows), tuple(copies), tuple(preempted))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.api import Draw, Edit
+from ..sampling.api import Draw, Edit, SamplingKernels
 from ..sampling.weights import LOG2_E, log_sum_of
 from .library import Library, check
 
@@ -23,7 +23,7 @@ class _Edit(ctypes.Structure):
     _fields_ = (("kind", _LONG), ("starts", _POINTER), ("ids", _POINTER), ("values", _POINTER))
 
 
-class NativeSampling:
+class NativeSampling(SamplingKernels):
     """See ``SamplingKernels``; every operation is one region of a team."""
 
     def __init__(self, library: Library, team: int) -> None:

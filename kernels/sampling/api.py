@@ -97,8 +97,52 @@ class Edit:
     """E values, or none."""
 
 
+class PendingTokens(Protocol):
+    """Tokens that the device may still have to draw."""
+
+    @property
+    def on_device_R(self) -> Tensor | None:
+        """Each row's token or ``Fault`` where the logits are, int64 [R], without a wait for it.
+
+        ``None`` where the host takes part in drawing.
+        """
+        ...
+
+    @property
+    def redrawn(self) -> frozenset[int]:
+        """Rows that ``read`` had to draw: ``on_device_R`` has something else for them."""
+        ...
+
+    def read(self) -> list[int]:
+        """The tokens and faults, once they are there."""
+        ...
+
+
+class DrawnTokens:
+    """Tokens that the host has already."""
+
+    on_device_R: Tensor | None = None
+    redrawn: frozenset[int] = frozenset()
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def read(self) -> list[int]:
+        """See ``PendingTokens.read``."""
+        return self._tokens
+
+
 class SamplingKernels(Protocol):
     """One implementation of every operation."""
+
+    def launch(
+        self, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw], edits: Sequence[Edit]
+    ) -> PendingTokens:
+        """``sample`` whose tokens are read later; ``logits_RV`` is left alone until then.
+
+        An implementation that cannot draw without the host has drawn when this returns.
+        """
+        return DrawnTokens(self.sample(logits_RV, num_tokens, draws, edits).tolist())
 
     def sample(
         self, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw], edits: Sequence[Edit]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ..host_copy import array_to
 from .api import Edit, EditKind, Fault
 
 
@@ -23,8 +23,9 @@ def find_faults(best_R: Tensor) -> list[int]:
 def apply_edit(logits_RV: Tensor, edit: Edit) -> None:
     """Make one edit in place: all rows in one gather and one scatter."""
     numbers = np.arange(len(edit.starts) - 1, dtype=np.int64)
-    row_E = _to(np.repeat(numbers, np.diff(edit.starts)), logits_RV)
-    index = (row_E, _to(edit.ids, logits_RV))
+    device = logits_RV.device
+    row_E = array_to(np.repeat(numbers, np.diff(edit.starts)), device)
+    index = (row_E, array_to(edit.ids, device))
     if edit.kind is EditKind.BAN:
         logits_RV[index] = -torch.inf
         return
@@ -32,12 +33,8 @@ def apply_edit(logits_RV: Tensor, edit: Edit) -> None:
     if edit.kind is EditKind.KEEP:
         logits_RV[row_E] = -torch.inf
     elif edit.kind is EditKind.ADD:
-        values_E += _to(edit.values, logits_RV)
+        values_E += array_to(edit.values, device)
     else:
-        factor_E = _to(edit.values, logits_RV)
+        factor_E = array_to(edit.values, device)
         values_E = torch.where(values_E > 0, values_E / factor_E, values_E * factor_E)
     logits_RV[index] = values_E
-
-
-def _to(values: NDArray[np.int64] | NDArray[np.float32], like: Tensor) -> Tensor:
-    return torch.from_numpy(values).to(like.device)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .api import Draw, Edit
+from .api import Draw, Edit, SamplingKernels
 from .edits import apply_edit, find_faults
 from .weights import LOG2_E, drawn_mass, exponents, log_sum_of, top_p_limit, weights_of
 
 
-class ReferenceSampling:
+class ReferenceSampling(SamplingKernels):
     """See ``SamplingKernels``."""
 
     def sample(

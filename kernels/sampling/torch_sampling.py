@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .api import Draw, Edit
+from .api import Draw, Edit, SamplingKernels
 from .blocks import block_maxima
 from .candidates import best_tokens, top_candidates, top_with_equals
 from .draw import DrawValues, draw_alone, has_hidden_ties, kept_weights, pick
@@ -30,7 +30,7 @@ _MARGIN = 8
 """Candidates past the k-th best, to see its equals: bfloat16 logits have many."""
 
 
-class TorchSampling:
+class TorchSampling(SamplingKernels):
     """See ``SamplingKernels``."""
 
     def sample(

@@ -1,4 +1,4 @@
-"""Sampling on the device: see ``sampling_code``; one wait for it, when the tokens are read.
+"""Sampling on the device: see ``sampling_code``; nothing waits for it before tokens are read.
 
 Rows without a top-k, with one above ``MAX_TOP_K``, or with more equals than there is room for are
 drawn by torch's operations afterwards.
@@ -12,7 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from ..sampling.api import Draw, Edit
+from ..host_copy import HostArrival
+from ..sampling.api import Draw, DrawnTokens, Edit, PendingTokens
 from ..sampling.edits import apply_edit
 from ..sampling.torch_sampling import TorchSampling
 from ..sampling.weights import POWER
@@ -43,21 +44,46 @@ class TritonSampling(TorchSampling):
         self, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw], edits: Sequence[Edit]
     ) -> Tensor:
         """See ``SamplingKernels.sample``; the tokens lie on the host."""
+        tokens = self.launch(logits_RV, num_tokens, draws, edits).read()
+        return torch.tensor(tokens, dtype=torch.int64)
+
+    def launch(
+        self, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw], edits: Sequence[Edit]
+    ) -> PendingTokens:
+        """See ``SamplingKernels.launch``."""
         if not draws:
-            return torch.empty(0, dtype=torch.int64)
+            return DrawnTokens([])
         early_RC = _chunk_best(logits_RV, num_tokens)
         for edit in edits:
             apply_edit(logits_RV, edit)
         best_RC = _chunk_best(logits_RV, num_tokens) if edits else early_RC
-        tokens_R = _launch(logits_RV, num_tokens, draws, early_RC, best_RC).cpu()
-        rest = (tokens_R == UNDECIDED).nonzero().flatten().tolist()
+        tokens_R = _launch(logits_RV, num_tokens, draws, early_RC, best_RC)
+        return _LaunchedTokens(tokens_R, logits_RV, num_tokens, draws)
+
+
+class _LaunchedTokens:
+    """See ``PendingTokens``; keeps the logits, of which undecided rows are drawn in the end."""
+
+    def __init__(
+        self, tokens_R: Tensor, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw]
+    ) -> None:
+        whole = all(draw.greedy or 0 < draw.top_k <= MAX_TOP_K for draw in draws)
+        self.on_device_R = tokens_R if whole else None
+        self.redrawn: frozenset[int] = frozenset()
+        self._arrival = HostArrival(tokens_R)
+        self._logits_RV, self._num_tokens, self._draws = logits_RV, num_tokens, draws
+
+    def read(self) -> list[int]:
+        """See ``PendingTokens.read``."""
+        tokens: list[int] = self._arrival.read().tolist()
+        rest = [number for number, token in enumerate(tokens) if token == UNDECIDED]
         if rest:
-            tokens_R[rest] = (
-                super()
-                .sample(logits_RV[rest], num_tokens, [draws[number] for number in rest], [])
-                .cpu()
-            )
-        return tokens_R
+            draws = [self._draws[number] for number in rest]
+            drawn = TorchSampling().sample(self._logits_RV[rest], self._num_tokens, draws, [])
+            for number, token in zip(rest, drawn.tolist(), strict=True):
+                tokens[number] = token
+            self.redrawn = frozenset(rest)
+        return tokens
 
 
 def chunk_size(num_tokens: int) -> int:

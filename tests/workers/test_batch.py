@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 
 from inference_pio.kernels.context import build_context
-from inference_pio.workers.batch import BatchBuilder, ScheduledBatch, ScheduledSequence
+from inference_pio.workers.batch import (
+    BatchBuilder,
+    ScheduledBatch,
+    ScheduledSequence,
+    UnreadTokens,
+)
 from inference_pio.workers.sequence import Sequence
 from inference_pio.workers.types import BlockId, SamplingParams
 
@@ -43,3 +48,20 @@ def test_an_empty_step_has_empty_lists() -> None:
     inputs = BatchBuilder.from_batch(ScheduledBatch())
     assert (inputs.token_ids, inputs.items, inputs.sample_rows, inputs.sampled) == ([], [], [], [])
     assert ScheduledBatch().num_tokens == 0
+
+
+def test_tokens_that_are_not_read_yet_are_named_by_their_places() -> None:
+    known = sequence([1, 2, 3], [7])
+    one, other = sequence([4, 5], [3]), sequence([6], [2])
+    batch = ScheduledBatch(
+        (
+            ScheduledSequence(one, 2, 1, samples=True),
+            ScheduledSequence(known, 2, 1, samples=True),
+            ScheduledSequence(other, 1, 1, samples=True),
+        )
+    )
+    unread = UnreadTokens((other, known, one), torch.tensor([60, 0, 50]))
+    inputs = BatchBuilder.from_batch(batch, unread)
+    assert inputs.token_ids == [0, 3, 0]
+    assert (inputs.unread_rows, inputs.unread_places) == ([0, 2], [2, 0])
+    assert inputs.unread is unread

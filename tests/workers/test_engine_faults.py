@@ -140,15 +140,15 @@ def test_sampling_that_raises_fails_its_request_alone(
 ) -> None:
     driver = make_driver()
     sampler = driver.engine._runner.sampler
-    plain, raised = sampler.sample, []
+    plain, raised = sampler.launch, []
 
-    def sample(logits: Tensor, rows: Sequence[Any]) -> Any:
+    def launch(logits: Tensor, rows: Sequence[Any]) -> Any:
         if any(row.num_logprobs == 7 for row in rows):
             raised.append(len(rows))
             raise ZeroDivisionError("injected")
         return plain(logits, rows)
 
-    monkeypatch.setattr(sampler, "sample", sample)
+    monkeypatch.setattr(sampler, "launch", launch)
     driver.add("bad", prompt(20), logprobs=7, prompt_logprobs=1, max_tokens=5)
     add_neighbours(driver, prompt)
     driver.run()

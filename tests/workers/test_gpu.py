@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference_pio import LLM, SamplingParams
+from inference_pio import LLM, EngineConfig, SamplingParams
+from inference_pio.workers.engine import Engine
+from inference_pio.workers.types import GenerateRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,3 +37,24 @@ def test_seeded_sampling_is_the_same_in_any_batch() -> None:
         alone = llm.generate(PROMPTS[0], params)[0]
         together = llm.generate(PROMPTS, params)[0]
     assert alone.choices[0].token_ids == together.choices[0].token_ids
+
+
+def test_no_operation_between_decode_steps_waits_for_the_device() -> None:
+    engine = Engine(EngineConfig(model="embedded", device="cuda", dtype="float32", block_size=16))
+    for number, temperature in enumerate((0.0, 0.8, 0.8)):
+        params = SamplingParams(
+            temperature=temperature, top_k=20, seed=number, max_tokens=60, ignore_eos=True,
+            loop_guard=False, logit_bias={5: 1.0},
+        )  # fmt: skip
+        engine.add(GenerateRequest(str(number), tuple(range(9)), params))
+    for _ in range(6):
+        engine.step()  # the prompts, and the first graph
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        counts = [len(engine.step().chunks) for _ in range(20)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert counts == [3] * 20
+    while engine.has_work:
+        engine.step()
+    engine.close()

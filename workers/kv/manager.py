@@ -19,7 +19,7 @@ A running sequence that outgrows its reservation takes any free block.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from ..sequence import Sequence
 from ..types import BlockHash, BlockId
@@ -129,22 +129,33 @@ class KVManager:
         self._num_promised += self._unused_reservation(sequence)
         return True
 
-    def extend(self, sequence: Sequence, num_new_tokens: int) -> list[BlockCopy] | None:
-        """Make room to write ``num_new_tokens`` after the computed ones.
+    def fit(self, ends: Iterable[tuple[Sequence, int]]) -> bool:
+        """Whether the free blocks suffice for ``extend`` of all, each up to so many tokens."""
+        needed = sum(
+            self._missing(sequence, end) + self._shares_next_write(sequence)
+            for sequence, end in ends
+        )
+        return needed <= self._pool.num_free
+
+    def extend(
+        self, sequence: Sequence, num_new_tokens: int, *, num_under_way: int = 0
+    ) -> list[BlockCopy] | None:
+        """Make room to write ``num_new_tokens`` after the computed ones and ``num_under_way``.
 
         Returns the block copies to run before the write, or ``None``, with nothing changed, where
         the free blocks do not suffice.
         """
         table = sequence.block_table
         start = sequence.num_computed_tokens
-        missing = self.blocks_for(start + num_new_tokens) - len(table)
+        missing = self._missing(sequence, start + num_under_way + num_new_tokens)
         shared = self._shares_next_write(sequence)
-        if missing <= 0 and not shared:
+        if missing == 0 and not shared:
             return []
-        if max(missing, 0) + shared > self._pool.num_free:
+        if missing + shared > self._pool.num_free:
             return None
         copies: list[BlockCopy] = []
         if shared:
+            # With tokens under way the block is the sequence's own: they are written to it first.
             copies.append(self._copy_on_write(table, start // self.block_size))
         if missing > 0:
             before = self._unused_reservation(sequence)
@@ -246,6 +257,9 @@ class KVManager:
         )
         copies = sum(min(count, ref_count(block_id) - 1) for block_id, count in sharers.items())
         return unused + freed + copies
+
+    def _missing(self, sequence: Sequence, end: int) -> int:
+        return max(0, self.blocks_for(end) - len(sequence.block_table))
 
     def _unused_reservation(self, sequence: Sequence) -> int:
         return max(0, self._reserved[sequence] - len(sequence.block_table))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...kernels.host_copy import copied_to
 from ...kernels.kv_bytes import head_bytes
 from ...kernels.kv_layer import CodedKV, KVLayer
 from ...kernels.pattern import FULL, AttentionPattern, bound_pages
@@ -115,7 +116,7 @@ class KVCache:
         return self.blocks_LN2KSD.index_select(1, self._index(blocks))
 
     def _index(self, blocks: Sequence[int]) -> Tensor:
-        return torch.tensor(blocks, dtype=torch.int64, device=self.blocks_LN2KSD.device)
+        return copied_to(blocks, torch.int64, self.blocks_LN2KSD.device)
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Zeroes blocks that are about to be filled in part.
@@ -123,5 +124,8 @@ class KVCache:
         Attention may load the rest of a block at weight zero; an infinity or NaN left there by its
         last owner would still spread.
         """
-        if blocks:
-            self.blocks_LN2KSD[:, list(blocks)] = 0
+        if self.blocks_LN2KSD.is_cpu:
+            for block in blocks:  # as in write_blocks
+                self.blocks_LN2KSD[:, block].zero_()
+        elif blocks:
+            self.blocks_LN2KSD.index_fill_(1, self._index(blocks), 0)

@@ -100,6 +100,11 @@ class GridExecutor:
         return self._stage.model.config.vocab_size
 
     @property
+    def is_asynchronous(self) -> bool:
+        """See ``Executor.is_asynchronous``: the ranks are in step with the host."""
+        return False
+
+    @property
     def sampling(self) -> SamplingKernels:
         """See ``Executor.sampling``; rank 0 has the logits of the whole vocabulary."""
         return self._stage.model.kernels.sampling

@@ -2,19 +2,20 @@
 
 One pass takes these steps:
 1. Rows that want log-probabilities and will be edited keep a copy of their logits.
-2. The kernels make the rows' edits and draw their tokens; a row that cannot be sampled gets its
-   own error, and the others do not notice.
-3. Rows that want log-probabilities get them, of the logits before the edits.
+2. The kernels make the rows' edits and draw their tokens, which is all of ``launch``.
+3. ``LaunchedSample.read`` waits for the tokens; a row that cannot be sampled gets its own error,
+   and the others do not notice.
+4. Rows that want log-probabilities get them, of the logits before the edits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ...kernels.sampling.api import MAX_TOKENS, Draw, Fault, SamplingKernels
+from ...kernels.sampling.api import MAX_TOKENS, Draw, Fault, PendingTokens, SamplingKernels
 from ..types import TokenLogprob
 from .edits import changes_logits, edits_of
 from .logprobs import token_logprobs
@@ -46,41 +47,76 @@ class Sampler:
         self.vocab_rows = vocab_rows
         self.num_tokens = num_tokens
 
-    @torch.inference_mode()
     def sample(
         self, logits_RV: Tensor, rows: Sequence[SamplingRow]
     ) -> list[SampledToken | SamplingError]:
-        """One token for each row, or the error of that row alone.
+        """``launch`` and ``LaunchedSample.read`` in one."""
+        return self.launch(logits_RV, rows).read()
 
-        ``logits_RV`` is float32 [len(rows), vocab_rows] and is overwritten.
+    @torch.inference_mode()
+    def launch(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> LaunchedSample:
+        """Have one token drawn for each row, to be read later.
+
+        ``logits_RV`` is float32 [len(rows), vocab_rows]; it is overwritten, and kept until then.
         """
         if logits_RV.shape != (len(rows), self.vocab_rows) or logits_RV.dtype != torch.float32:
             raise ValueError(
                 f"logits are {logits_RV.dtype} {list(logits_RV.shape)}; "
                 f"float32 [{len(rows)}, {self.vocab_rows}] is needed"
             )
-        if not rows:
-            return []
         raw = {
             number: logits_RV[number].clone()
             for number, row in enumerate(rows)
             if row.num_logprobs is not None and changes_logits(row)
         }
-        tokens: list[int] = self.kernels.sample(
-            logits_RV, self.num_tokens, [_draw(row) for row in rows], edits_of(rows)
-        ).tolist()
+        draws = [_draw(row) for row in rows]
+        tokens = self.kernels.launch(logits_RV, self.num_tokens, draws, edits_of(rows))
+        return LaunchedSample(self, tokens, rows, logits_RV, raw)
+
+
+class LaunchedSample:
+    """Tokens of one pass; ``raw`` are the logits of edited rows as they were before."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        tokens: PendingTokens,
+        rows: Sequence[SamplingRow],
+        logits_RV: Tensor,
+        raw: Mapping[int, Tensor],
+    ) -> None:
+        self._sampler = sampler
+        self._tokens = tokens
+        self._rows = rows
+        self._logits_RV = logits_RV
+        self._raw = raw
+
+    @property
+    def on_device_R(self) -> Tensor | None:
+        """See ``PendingTokens.on_device_R``."""
+        return self._tokens.on_device_R
+
+    @property
+    def redrawn(self) -> frozenset[int]:
+        """See ``PendingTokens.redrawn``."""
+        return self._tokens.redrawn
+
+    def read(self) -> list[SampledToken | SamplingError]:
+        """One token for each row, or the error of that row alone."""
         return [
-            SampledToken(token, self._logprob(raw.get(number, logits_RV[number]), row, token))
+            SampledToken(token, self._logprob(number, row, token))
             if token >= 0
             else SamplingError(number, _REASONS[Fault(token)])
-            for number, (row, token) in enumerate(zip(rows, tokens, strict=True))
+            for number, (row, token) in enumerate(zip(self._rows, self._tokens.read(), strict=True))
         ]
 
-    def _logprob(self, logits_V: Tensor, row: SamplingRow, token_id: int) -> TokenLogprob | None:
+    def _logprob(self, number: int, row: SamplingRow, token_id: int) -> TokenLogprob | None:
         if row.num_logprobs is None:
             return None
+        logits_V = self._raw.get(number, self._logits_RV[number])
+        kernels, num_tokens = self._sampler.kernels, self._sampler.num_tokens
         (logprob,) = token_logprobs(
-            self.kernels, logits_V.unsqueeze(0), [token_id], row.num_logprobs, self.num_tokens
+            kernels, logits_V.unsqueeze(0), [token_id], row.num_logprobs, num_tokens
         )
         return logprob
 

@@ -68,13 +68,28 @@ class SamplingState:
 
     def row(self, phase: SequencePhase) -> SamplingRow:
         """How the next token is sampled, in the phase the machine is in."""
+        return self._row(phase, self._num_output)
+
+    def row_behind(self, phase: SequencePhase) -> SamplingRow | None:
+        """How the token behind the next one is sampled, if that leaves the phase as it is.
+
+        ``None`` where it depends on more of that token: penalties count it, it may begin a bad
+        word, and log-probabilities are read together with it.
+        """
+        if self._penalties is not None or self._params.logprobs is not None:
+            return None
+        if self._bad_words.tail_length:
+            return None
+        return self._row(phase, self._num_output + 1)
+
+    def _row(self, phase: SequencePhase, step: int) -> SamplingRow:
         banned = self._bad_words.banned_after(self._tail)
-        if self._num_output < self._params.min_tokens:
+        if step < self._params.min_tokens:
             banned += self._stop_ids
         return SamplingRow(
             sampling=self._by_phase[phase],
             seed=self._seed,
-            step=self._num_output,
+            step=step,
             penalties=self._penalties,
             banned=banned,
             bias=self._bias,

@@ -88,6 +88,26 @@ def test_rows_that_the_kernels_leave_are_drawn_by_torch(device: torch.device) ->
     check(rows, 1000, draws, device)
 
 
+def test_tokens_stay_on_the_device_for_a_step_behind(device: torch.device) -> None:
+    rows = hard_rows(["normal", "normal", "equal"], 1000, 0, seed=4).to(device)
+    draws = [Draw(), Draw.of(0.6, 4, 0.95, 0.0, 0.4), Draw.of(1.0, 5, 1.0, 0.0, 0.9)]
+    launched = TritonSampling().launch(rows.clone(), 1000, draws, [])
+    there = launched.on_device_R
+    assert there is not None
+    tokens = launched.read()
+    assert tokens == REFERENCE.sample(rows.cpu(), 1000, draws, []).tolist()
+    assert launched.redrawn == {2}, "there is no room for a thousand equals"
+    assert there.tolist() == [*tokens[:2], sampling.UNDECIDED]
+
+
+def test_rows_that_the_host_draws_are_not_promised(device: torch.device) -> None:
+    rows = hard_rows(["normal", "normal"], 300, 0, seed=4).to(device)
+    for draw in (Draw.of(1.0, 0, 0.9, 0.0, 0.5), Draw.of(1.0, MAX_TOP_K + 1, 1.0, 0.0, 0.5)):
+        launched = TritonSampling().launch(rows.clone(), 300, [Draw(), draw], [])
+        assert launched.on_device_R is None
+        assert launched.read() == REFERENCE.sample(rows.cpu(), 300, [Draw(), draw], []).tolist()
+
+
 def test_a_row_does_not_depend_on_its_batch(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
