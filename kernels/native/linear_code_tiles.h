@@ -1,8 +1,8 @@
 // Codes in tiles to the numbers they stand for.
 //
 // The numbers of 32 inputs of a column are one vector. Those of 4-bit codes are looked up among the
-// sixteen that the column's group has: these are made once for 32 codes, which is half as much work
-// as to make each code's number.
+// sixteen that its group has: to make these for 32 codes is half as much work as to make each
+// code's number.
 #pragma once
 
 #include "linear_codes.h"
@@ -13,8 +13,9 @@
 
 namespace pio {
 
-// How far ahead codes in tiles are fetched from memory.
-constexpr int64_t kCodeTilesAhead = 4096;
+// Codes in tiles are fetched from memory so far ahead, to the second cache: more requests are on their
+// way at once than the first cache has room for.
+inline void fetch_ahead(const std::byte* codes) { __builtin_prefetch(codes + 8192, 0, 2); }
 
 // What the columns of one tile have in a group.
 struct alignas(kLineBytes) TileTerms {
@@ -23,7 +24,7 @@ struct alignas(kLineBytes) TileTerms {
 
   TileTerms(const GroupLayout& layout, const std::byte* group, int64_t first_column) {
     const std::byte* from = group + first_column * layout.scale_bytes;
-    __builtin_prefetch(from + kCodeTilesAhead);
+    fetch_ahead(from);
     simd::store(scales, layout.scale_bytes == 2
                             ? simd::load_half(reinterpret_cast<const uint16_t*>(from))
                             : simd::load(reinterpret_cast<const float*>(from)));
@@ -57,7 +58,7 @@ class ByteTiles {
   PIO_INLINE void read(const std::byte* codes, const TileTerms& terms, Take take) const {
 #pragma GCC unroll 16
     for (int column = 0; column < kTileColumns; ++column, codes += kTileInputs) {
-      if (column % 2 == 0) __builtin_prefetch(codes + kCodeTilesAhead);
+      if (column % 2 == 0) fetch_ahead(codes);
       const auto numbers = [&](int from) __attribute__((always_inline)) {
         return terms.finished<kHasZeros>(column, simd::load_int8(codes + from));
       };
@@ -76,7 +77,7 @@ class NibbleTiles {
     const __m512i code = _mm512_set1_epi16(15), upper = _mm512_set1_epi16(16);
 #pragma GCC unroll 4
     for (int column = 0; column < kTileColumns; column += 4, codes += kLineBytes) {
-      __builtin_prefetch(codes + kCodeTilesAhead);
+      fetch_ahead(codes);
       // Two columns' numbers are one table. A lookup sees five bits of each word: a code and which.
       const auto tables = [&](int low, int high) __attribute__((always_inline)) {
         return as_bf16(terms.finished<kHasZeros>(low, table_),

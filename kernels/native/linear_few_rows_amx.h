@@ -83,19 +83,21 @@ class FewRowsRun {
 
   static constexpr int64_t kMostRows = 2 * kTileColumns;
 
+  // Neighbouring panels for each worker, so that what is fetched ahead is its own, and at the end one
+  // after the other for whoever is free.
   template <class Output>
   void operator()(const Output& to) {
-    const PanelShape& shape = weight_.shape;
-    const int64_t together =
-        Blocking::of<Tiles<bf16>>(num_rows_, shape, worker_.count, shape.steps).panels;
+    const int64_t panels = weight_.shape.num_panels;
+    const int64_t own = panels * 3 / 4 / worker_.count, shared = own * worker_.count;
     with_tile_reader(weight_.group, weight_.table.data(), [&](const auto& reader) {
-      for (int64_t first = worker_.take() * together; first < shape.num_panels;
-           first = worker_.take() * together) {
-        const int64_t end = std::min(first + together, shape.num_panels);
-        for (int64_t panel = first; panel < end; ++panel) {
-          multiply(reader, panel);
-          finish_panel(panel, to);
-        }
+      const auto finish = [&](int64_t panel) {
+        multiply(reader, panel);
+        finish_panel(panel, to);
+      };
+      for (int64_t i = 0; i < own; ++i) finish(worker_.index * own + i);
+      for (int64_t panel = shared + worker_.take(); panel < panels;
+           panel = shared + worker_.take()) {
+        finish(panel);
       }
     });
   }
