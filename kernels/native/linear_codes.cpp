@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "linear_code_tiles.h"
 #include "linear_widen.h"
 
 namespace pio {
@@ -12,13 +13,16 @@ namespace {
 // Two k of a byte of codes are a block; so many blocks stay in the first cache while they are filled.
 constexpr int64_t kBlocksAtOnce = 64;
 
+template <class T>
 GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
   const int64_t whole = ceil_div(padded_inputs, kBlockInputs) * kBlockInputs;
+  const int64_t inputs = weight.groups() == 1 ? whole : weight.group_inputs;
   return {
-      .inputs = weight.groups() == 1 ? whole : weight.group_inputs,
+      .inputs = inputs,
       .scale_bytes = weight.has_row_scales() ? 0 : weight.has_half_scales ? 2 : 4,
       .zero_bytes = weight.zeros == nullptr ? 0 : 1,
       .block_bytes = weight.table == nullptr ? kBlockCodes : kBlockCodes / 2,
+      .in_tiles = kHasCodeTiles<T> && !weight.has_row_scales() && inputs % kTileInputs == 0,
   };
 }
 
@@ -36,6 +40,16 @@ int64_t place(const GroupLayout& group, int64_t column, int64_t input) {
 void put_nibble(std::byte* block, int64_t place, int code) {
   const int64_t field = place / 16, lane = place % 16;
   block[lane * 4 + field / 2] |= static_cast<std::byte>(code << (field % 2 * 4));
+}
+
+// Puts a code into tiles of zeros: those of `kTileInputs` inputs of a panel.
+void put_in_tiles(std::byte* tiles, int64_t column, int64_t input, int code, bool is_byte) {
+  if (is_byte) {
+    tiles[column * kTileInputs + input] = static_cast<std::byte>(code);
+    return;
+  }
+  const int64_t word = column / 4 * kTileInputs + input, field = column % 4;
+  tiles[word * 2 + field / 2] |= static_cast<std::byte>(code << (field % 2 * 4));
 }
 
 // One column of a panel.
@@ -64,6 +78,10 @@ class ColumnPacker {
     const GroupLayout& group = panels_.group;
     const std::byte* codes = weight_.codes + row_ * weight_.row_bytes;
     for (int64_t b = first; b < end; ++b) {
+      if (group.in_tiles) {
+        pack_into_tiles(b);
+        continue;
+      }
       std::byte* block = panel_ + b / group.blocks() * group.num_bytes() + group.codes_at() +
                          b % group.blocks() * group.block_bytes;
       const bool has_second = b * kBlockInputs + 1 < weight_.cols;
@@ -79,6 +97,22 @@ class ColumnPacker {
   }
 
  private:
+  // The two codes of a block.
+  void pack_into_tiles(int64_t b) const {
+    constexpr int64_t kTileBlocks = kTileInputs / kBlockInputs;
+    const GroupLayout& group = panels_.group;
+    const std::byte* codes = weight_.codes + row_ * weight_.row_bytes;
+    const int64_t first = b % group.blocks() / kTileBlocks * kTileBlocks;
+    std::byte* tiles = panel_ + b / group.blocks() * group.num_bytes() + group.codes_at() +
+                       first * group.block_bytes;
+    const bool is_byte = weight_.table == nullptr;
+    for (int64_t i = 0; i < kBlockInputs && b * kBlockInputs + i < weight_.cols; ++i) {
+      const int code = is_byte ? static_cast<int>(codes[b * kBlockInputs + i])
+                               : static_cast<int>(codes[b]) >> (4 * i) & 15;
+      put_in_tiles(tiles, column_, b % kTileBlocks * kBlockInputs + i, code, is_byte);
+    }
+  }
+
   const CodePanels<T>& panels_;
   const QuantizedView& weight_;
   const int64_t row_;
@@ -125,7 +159,7 @@ CodePanels<T> pack_codes(Team& team, const std::vector<QuantizedView>& weights,
                          const PanelShape& shape) {
   const QuantizedView& first = weights.front();
   const int64_t padded_inputs = shape.steps * static_cast<int64_t>(4 / sizeof(T));
-  CodePanels<T> panels{.shape = shape, .group = plan_group(first, padded_inputs)};
+  CodePanels<T> panels{.shape = shape, .group = plan_group<T>(first, padded_inputs)};
   panels.num_groups = ceil_div(padded_inputs, panels.group.inputs);
   if (first.table != nullptr) panels.table.assign(first.table, first.table + 16);
   if (first.has_row_scales()) panels.terms.scales = row_scales(weights, shape.num_panels);
@@ -146,6 +180,16 @@ Chunk CodePanels<T>::steps_at(int64_t panel, int64_t step, int64_t steps) const 
   const int64_t end = ceil_div((step + steps) * kElements, kBlockInputs);
   const int64_t strip_codes = (end - block) * kBlockStripCodes;
   T* const chunk = kept.get(kStrips * strip_codes);
+  const Chunk result{reinterpret_cast<const std::byte*>(chunk),
+                     strip_codes * static_cast<int64_t>(sizeof(T))};
+  if constexpr (kHasCodeTiles<T>) {
+    if (group.in_tiles) {
+      widen_tiles(group, table.data(), data.data() + panel * panel_bytes(),
+                  block * kBlockInputs / kTileInputs, (end - block) * kBlockInputs / kTileInputs,
+                  chunk, strip_codes);
+      return result;
+    }
+  }
   for (BlockOut<T> out{chunk, strip_codes}; block < end;) {
     const int64_t first = block % group.blocks();
     const int64_t count = std::min(end - block, group.blocks() - first);
@@ -155,7 +199,7 @@ Chunk CodePanels<T>::steps_at(int64_t panel, int64_t step, int64_t steps) const 
     out = out.behind(count);
     block += count;
   }
-  return {reinterpret_cast<const std::byte*>(chunk), strip_codes * static_cast<int64_t>(sizeof(T))};
+  return result;
 }
 
 template <class T>

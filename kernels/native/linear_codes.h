@@ -11,6 +11,14 @@
 // pairs are apart: 16 columns' codes of the first k, then those of the second. 4-bit codes lie so that one vector of 32-bit lanes becomes
 // eight vectors of numbers: bits 4 * j to 4 * j + 3 of lane l are code 16 * j + l of the block.
 //
+// With AMX, bf16 and groups of whole tiles, 32 k, the codes lie in tiles instead of blocks:
+//
+//   tile:  32 k of 16 columns, each column's one after the other where they have 8 bits; 4-bit codes
+//          of four columns are 32 words, of which bits 4 * j to 4 * j + 3 are column j's
+//
+// first those of the panel's first 16 columns. A row of such a tile is a column of the panel:
+// few rows multiply with it as it is, many rows turn it to the dense layout.
+//
 // The dense tiles read it, a chunk of steps at a time, in a dense panel's layout: from memory come
 // codes, and the chunk stays in the first cache until all rows of a block went past it.
 #pragma once
@@ -29,12 +37,24 @@ namespace pio {
 constexpr int64_t kBlockInputs = 2;
 constexpr int64_t kBlockCodes = kBlockInputs * kPanelColumns;
 constexpr int64_t kBlockStripCodes = kBlockCodes / kStrips;
+constexpr int64_t kTileColumns = 16;
+constexpr int64_t kTileInputs = 32;
+
+// Whether codes in groups of whole tiles lie in tiles.
+#ifdef __AMX_BF16__
+template <class T>
+constexpr bool kHasCodeTiles = sizeof(T) == 2;
+#else
+template <class T>
+constexpr bool kHasCodeTiles = false;
+#endif
 
 struct GroupLayout {
   int64_t inputs;       // k of a group, even
   int64_t scale_bytes;  // of one scale: 2 (float16) or 4; 0 where each row has one, in `terms`
   int64_t zero_bytes;   // of one zero point: 1, or 0 without
   int64_t block_bytes;  // 64 with 4 bits a code, 128 with 8
+  bool in_tiles;        // instead of blocks
 
   int64_t zeros_at() const { return kPanelColumns * scale_bytes; }
   int64_t codes_at() const { return kPanelColumns * (scale_bytes + zero_bytes); }

@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "linear_codes.h"
+#include "linear_few_rows_amx.h"
 #include "linear_of_panels.h"
 #include "linear_w8a8.h"
 

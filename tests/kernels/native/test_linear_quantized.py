@@ -110,6 +110,35 @@ def test_in_groups_equals_the_dequantized_weight(
             assert torch.equal(packed.in_float32(x[:rows]), expected[:rows]), (shape, rows)
 
 
+TILED: tuple[tuple[CodeFormat, int, bool, torch.dtype], ...] = (
+    ("int4", 32, False, torch.float16),
+    ("int4", 64, True, torch.float32),
+    ("int4", 128, True, torch.float16),
+    ("nf4", 10**6, False, torch.float32),
+    ("int8", 32, True, torch.float16),
+    ("int8", 128, False, torch.float16),
+)
+
+
+@pytest.mark.parametrize("kind", TILED, ids=lambda kind: f"{kind[0]}-{kind[1]}")
+def test_rows_around_the_edges_of_tiles(
+    library: Library, kind: tuple[CodeFormat, int, bool, torch.dtype]
+) -> None:
+    """With AMX, up to 16, up to 32 and more rows are multiplied in three ways, which agree."""
+    format, group_size, zeros, scale_dtype = kind
+    shape = (145, 289)
+    weight = quantized(format, shape, group_size, zeros=zeros, scale_dtype=scale_dtype)
+    packed = QuantizedLinear(library, library.team(3), weight, None, torch.bfloat16)
+    dense = NativeLinear(library, library.team(1), weight.dequantize(torch.bfloat16))
+    x = random(33, shape[1], torch.bfloat16, 2)
+    expected = dense.in_float32(x)
+    for rows in (1, 2, 15, 16, 17, 31, 32, 33):
+        assert torch.equal(packed.in_float32(x[:rows]), expected[:rows]), rows
+        assert torch.equal(packed(x[:rows]), expected[:rows].bfloat16()), rows
+    for row in (15, 16, 32):
+        assert torch.equal(packed.in_float32(x[row : row + 1]), expected[row : row + 1]), row
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float16])
 def test_a_scale_a_row_multiplies_the_sum(
