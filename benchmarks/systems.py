@@ -10,7 +10,7 @@ from ..workers.config import EngineConfig
 from ..workers.engine import Engine
 from ..workers.types import FinishReason, GenerateRequest, SamplingParams
 
-KV_BYTES = 2 * 2**30
+KV_BYTES = 2**30
 """Holds 32 short sequences or one of 2048 tokens of a 4B model several times over."""
 
 

@@ -34,7 +34,10 @@ class PackedLinear(Protocol):
         ...
 
     def in_float32(self, x_TC: Tensor) -> Tensor:
-        """``x @ weight.T + bias`` as float32, where the kernel can without rounding before."""
+        """``x @ weight.T + bias`` as float32, where the kernel can without rounding before.
+
+        The next call may write over the result.
+        """
         ...
 
 

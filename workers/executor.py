@@ -51,7 +51,10 @@ class Executor(Protocol):
         ...
 
     def forward(self, inputs: BatchInputs) -> Tensor:
-        """Run a step; the logits of ``inputs.sample_rows``, float32 [R, vocab_size]."""
+        """Run a step; the logits of ``inputs.sample_rows``, float32 [R, vocab_size].
+
+        They are there until the next call of ``forward`` or ``logits``.
+        """
         ...
 
     def logits(self, rows: Sequence[int]) -> Tensor:

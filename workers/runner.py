@@ -152,16 +152,16 @@ class ModelRunner:
         inputs = BatchBuilder.from_batch(batch, unread)
         step = LaunchedStep(batch, rows, len(batch.sequences) == 1, tuple(inputs.sampled))
         logits_RV = self.executor.forward(inputs)
+        if inputs.sampled:
+            step.sample = self._sample(logits_RV, inputs, rows)
+        else:
+            step.done = HostArrival(logits_RV)
         start = 0
         for item in batch.sequences:
             if item.sequence.params.prompt_logprobs is not None:
                 found = self._prompt_logprobs(item, start)
                 step.prompt_logprobs[item.sequence] = (item.start + 1, found)
             start += item.num_new_tokens
-        if inputs.sampled:
-            step.sample = self._sample(logits_RV, inputs, rows)
-        else:
-            step.done = HostArrival(logits_RV)
         return step
 
     def _sample(

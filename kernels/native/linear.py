@@ -94,6 +94,8 @@ class Packed:
 class AnyLinear(Packed):
     """``PackedLinear`` of kernels/api.py, whatever its weight is kept as."""
 
+    _float32_TC: Tensor | None = None
+
     def _float32_bias(self, bias: Tensor | None) -> Tensor | None:
         if bias is None:
             return None
@@ -118,12 +120,20 @@ class AnyLinear(Packed):
         return out_TC
 
     def in_float32(self, x_TC: Tensor) -> Tensor:
-        """``x @ weight.T + bias``, not rounded to the dtype of ``x``."""
+        """``x @ weight.T + bias``, not rounded to the dtype of ``x``; see ``PackedLinear``."""
         x_TC = self._input(x_TC)
-        out_TC = self._empty(x_TC, torch.float32)
+        out_TC = self._kept_float32(len(x_TC))
         call = self._team, self._dtype, self.handle, matrix(x_TC)
         check(self._cdll.pio_linear_store_float(*call, matrix(out_TC)))
         return out_TC
+
+    def _kept_float32(self, rows: int) -> Tensor:
+        """Memory that stays with the weight: a step must not wait for new pages of logits."""
+        kept_TC = self._float32_TC
+        if kept_TC is None or len(kept_TC) < rows:
+            kept_TC = torch.empty((rows, self.out_features), dtype=torch.float32)
+            self._float32_TC = kept_TC
+        return kept_TC[:rows]
 
     def add_to_stream(self, x_TC: Tensor, stream_TC: Tensor) -> None:
         """``stream += x @ weight.T + bias``, in place; ``stream`` is float32."""

@@ -19,11 +19,6 @@ _NO_IDS = np.zeros(0, dtype=np.int64)
 _NO_VALUES = np.zeros(0, dtype=np.float32)
 
 
-def changes_logits(row: SamplingRow) -> bool:
-    """Whether ``edits_of`` may have entries of this row."""
-    return row.penalties is not None or _constrained(row)
-
-
 def edits_of(rows: Sequence[SamplingRow]) -> list[Edit]:
     """Every row's penalties, bias and bans, in the order in which they are made."""
     penalised = [row for row in rows if row.penalties is not None]

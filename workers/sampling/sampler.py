@@ -1,7 +1,7 @@
 """The sampling pass: logits of a batch in, one token a row out.
 
 One pass takes these steps:
-1. Rows that want log-probabilities and will be edited keep a copy of their logits.
+1. Rows that want log-probabilities keep a copy of their logits.
 2. The kernels make the rows' edits and draw their tokens, which is all of ``launch``.
 3. ``LaunchedSample.read`` waits for the tokens; a row that cannot be sampled gets its own error,
    and the others do not notice.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...kernels.sampling.api import MAX_TOKENS, Draw, Fault, PendingTokens, SamplingKernels
 from ..types import TokenLogprob
-from .edits import changes_logits, edits_of
+from .edits import edits_of
 from .logprobs import token_logprobs
 from .noise import uniform
 from .row import SampledToken, SamplingError, SamplingRow
@@ -57,7 +57,7 @@ class Sampler:
     def launch(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> LaunchedSample:
         """Have one token drawn for each row, to be read later.
 
-        ``logits_RV`` is float32 [len(rows), vocab_rows]; it is overwritten, and kept until then.
+        ``logits_RV`` is float32 [len(rows), vocab_rows]; it is overwritten here, and may be again.
         """
         if logits_RV.shape != (len(rows), self.vocab_rows) or logits_RV.dtype != torch.float32:
             raise ValueError(
@@ -67,28 +67,26 @@ class Sampler:
         raw = {
             number: logits_RV[number].clone()
             for number, row in enumerate(rows)
-            if row.num_logprobs is not None and changes_logits(row)
+            if row.num_logprobs is not None
         }
         draws = [_draw(row) for row in rows]
         tokens = self.kernels.launch(logits_RV, self.num_tokens, draws, edits_of(rows))
-        return LaunchedSample(self, tokens, rows, logits_RV, raw)
+        return LaunchedSample(self, tokens, rows, raw)
 
 
 class LaunchedSample:
-    """Tokens of one pass; ``raw`` are the logits of edited rows as they were before."""
+    """Tokens of one pass; ``raw`` are the logits that log-probabilities are taken from, by row."""
 
     def __init__(
         self,
         sampler: Sampler,
         tokens: PendingTokens,
         rows: Sequence[SamplingRow],
-        logits_RV: Tensor,
         raw: Mapping[int, Tensor],
     ) -> None:
         self._sampler = sampler
         self._tokens = tokens
         self._rows = rows
-        self._logits_RV = logits_RV
         self._raw = raw
 
     @property
@@ -113,10 +111,9 @@ class LaunchedSample:
     def _logprob(self, number: int, row: SamplingRow, token_id: int) -> TokenLogprob | None:
         if row.num_logprobs is None:
             return None
-        logits_V = self._raw.get(number, self._logits_RV[number])
         kernels, num_tokens = self._sampler.kernels, self._sampler.num_tokens
         (logprob,) = token_logprobs(
-            kernels, logits_V.unsqueeze(0), [token_id], row.num_logprobs, num_tokens
+            kernels, self._raw[number].unsqueeze(0), [token_id], row.num_logprobs, num_tokens
         )
         return logprob
 

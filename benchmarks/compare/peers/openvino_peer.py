@@ -42,7 +42,7 @@ class Peer:
         self.version = str(openvino_genai.__version__)
         self._genai = openvino_genai
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.cache_size = 2
+        scheduler.cache_size = 1
         scheduler.max_num_batched_tokens = 4096
         scheduler.max_num_seqs = 64
         scheduler.enable_prefix_caching = False

@@ -16,7 +16,7 @@ class Peer:
 
     def __init__(self, checkpoint: str, precision: str, folder: str, threads: int) -> None:
         os.environ.update(
-            VLLM_CPU_KVCACHE_SPACE="2",
+            VLLM_CPU_KVCACHE_SPACE="1",
             VLLM_CPU_OMP_THREADS_BIND=f"0-{threads - 1}",
             VLLM_ENABLE_V1_MULTIPROCESSING="0",
             HF_HUB_OFFLINE="1",

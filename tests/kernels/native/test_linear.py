@@ -189,3 +189,13 @@ def test_the_packed_weight_ends_with_its_object(library: Library) -> None:
         assert linear.num_bytes == weight.nbytes
     del linear
     assert psutil.Process().memory_info().rss - before < 3 * weight.nbytes
+
+
+def test_float32_results_take_no_new_memory_and_none_for_no_rows(library: Library) -> None:
+    weight = torch.randn(48, 32)
+    linear = NativeLinear(library, library.team(1), weight)
+    assert linear.in_float32(torch.randn(0, 32)).shape == (0, 48)
+    first = linear.in_float32(torch.randn(5, 32))
+    assert linear.in_float32(torch.randn(3, 32)).data_ptr() == first.data_ptr()
+    x = torch.randn(9, 32)
+    assert_product(linear.in_float32(x), x, weight)
