@@ -30,9 +30,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         len(units), 1, squeeze=False, gridspec_kw={"height_ratios": [len(g) + 1 for g in by_unit]}
     )
     systems = list(dict.fromkeys(row.system for row in rows))
+    tells_precision = len({row.precision for row in rows}) > 1
     for panel, unit, group in zip(panels[:, 0], units, by_unit, strict=True):
         panel.barh(
-            [f"{row.case}  {row.system}" for row in group],
+            range(len(group)),
             [row.median for row in group],
             xerr=(
                 [max(0.0, row.median - row.low) for row in group],
@@ -40,8 +41,14 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             ),
             color=[f"C{systems.index(row.system) % 10}" for row in group],
             error_kw={"elinewidth": 1, "capsize": 2},
+            tick_label=[_label(row, tells_precision) for row in group],
         )
         panel.invert_yaxis()
         panel.set_xlabel(unit)
         panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def _label(row: Row, tells_precision: bool) -> str:
+    parts = (row.case, row.precision, row.system) if tells_precision else (row.case, row.system)
+    return "  ".join(parts)

@@ -255,7 +255,7 @@ def demo_command(
 def main() -> None:
     """Entry point: an error is one line on standard error and status 1."""
     try:
-        app()
+        app(prog_name="inference-pio")
     except Exception as error:
         from .console import report_failure
 
