@@ -9,6 +9,7 @@
 
 #include "attention_dot.h"
 #include "simd.h"
+#include "simd_transpose.h"
 
 namespace pio {
 
@@ -222,7 +223,7 @@ class PackedAttention {
       for (int k = 0; k < 16; ++k) {
         rows[k] = load_bf16(mask, part.keys[key + k] + step * 32);
       }
-      transpose(rows);
+      simd::transpose(rows);
 #pragma GCC unroll 16
       for (int pair = 0; pair < 16; ++pair) _mm512_store_si512(to + pair * kPanelWidth, rows[pair]);
       to += 16 * kPanelWidth;
@@ -260,35 +261,6 @@ class PackedAttention {
     }
     for (; key % 32 != 0; key += 2, to += kPanelWidth) {
       for (int i = 0; i < kPanelWidth; i += 16) _mm512_store_si512(to + i, _mm512_setzero_si512());
-    }
-  }
-
-  // Sixteen rows of sixteen pairs.
-  static PIO_INLINE void transpose(__m512i* rows) {
-    __m512i twos[16], fours[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-      twos[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-      twos[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    // 128 bits number l of fours[i + c]: column 4 * l + c of rows i to i + 3.
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      fours[i] = _mm512_unpacklo_epi64(twos[i], twos[i + 2]);
-      fours[i + 1] = _mm512_unpackhi_epi64(twos[i], twos[i + 2]);
-      fours[i + 2] = _mm512_unpacklo_epi64(twos[i + 1], twos[i + 3]);
-      fours[i + 3] = _mm512_unpackhi_epi64(twos[i + 1], twos[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
-      const __m512i even_low = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0x88);
-      const __m512i odd_low = _mm512_shuffle_i32x4(fours[c], fours[4 + c], 0xdd);
-      const __m512i even_high = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0x88);
-      const __m512i odd_high = _mm512_shuffle_i32x4(fours[8 + c], fours[12 + c], 0xdd);
-      rows[c] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
-      rows[4 + c] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
-      rows[8 + c] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
-      rows[12 + c] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
     }
   }
 

@@ -136,7 +136,7 @@ PLANS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     plans=PLANS,
     blocks=st.sampled_from([18, 100]),
