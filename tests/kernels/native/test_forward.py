@@ -308,6 +308,25 @@ def test_chunks_and_neighbours_change_nothing_in_float32(
 
 
 @pytest.mark.parametrize("name", SETS)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**16), length=st.integers(2, 150))
+def test_neighbours_change_nothing_in_bfloat16(name: str, seed: int, length: int) -> None:
+    rng = random.Random(seed)
+    engine = Engine(native(name), SHAPES["6/3 heads of 24"], torch.bfloat16)
+    alone: Steps = []
+    beside: Steps = []
+    done = 0
+    while done < length:
+        count = min(rng.choice([1, 2, 15, 16, 33, 64]), length - done)
+        others = [(i, rng.choice([1, 1, 7, 30])) for i in range(1, rng.randrange(1, 4))]
+        place = rng.randint(0, len(others))
+        alone.append([(0, count)])
+        beside.append([*others[:place], (0, count), *others[place:]])
+        done += count
+    assert torch.equal(engine.run(beside)[0], engine.run(alone)[0])
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_buffers_serve_small_steps_after_large_ones(name: str) -> None:
     engine = Engine(native(name), SHAPES["4/4 heads of 80"], torch.float32)
     small: Steps = [[(0, 3)]]
