@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "huge_buffer.h"
 
@@ -56,6 +57,24 @@ std::map<int, Team*>& registry() {
 thread_local bool inside_region = false;
 
 }  // namespace
+
+// The CPUs that this process may use.
+std::vector<int> usable_cpus() {
+  cpu_set_t set;
+  std::vector<int> cpus;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;  // more CPUs than the set has room for
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+void pin(std::thread& thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);  // a wish: it runs elsewhere too
+}
 
 // Each word that many workers write has a cache line of its own.
 struct Team::State {
@@ -106,6 +125,11 @@ int64_t Worker::take() { return team_.state_->next.fetch_add(1, std::memory_orde
 
 // Signals are for the threads of the interpreter.
 void Team::State::start(Team& team) {
+  // With a thread for every CPU each has its own. A smaller team leaves the choice to the system:
+  // which CPUs other processes have taken is not known here. Worker 0 is the caller's thread, whose
+  // own threads would inherit its place.
+  const std::vector<int> cpus = usable_cpus();
+  const bool has_all_cpus = size == static_cast<int>(cpus.size());
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -114,6 +138,7 @@ void Team::State::start(Team& team) {
       std::thread thread([this, &team, index] { serve(team, index); });
       const std::string name = "pio-kernel-" + std::to_string(index);
       pthread_setname_np(thread.native_handle(), name.substr(0, 15).c_str());
+      if (has_all_cpus) pin(thread, cpus[static_cast<size_t>(index)]);
       thread.detach();
     }
   } catch (...) {

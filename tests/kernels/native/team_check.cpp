@@ -1,9 +1,11 @@
 // Checks of team.h, run by test_team.py: `team_check NAME` runs one and returns 0 where it holds.
 // `team_check time THREADS` prints the microseconds of a region and of a barrier.
+#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -147,6 +149,29 @@ void threads_are_named_and_deaf_to_signals() {
   require(found == 2, "both workers have their names");
 }
 
+int cpus_of_this_thread() {
+  cpu_set_t set;
+  require(sched_getaffinity(0, sizeof set, &set) == 0, "the set has room for all CPUs");
+  return CPU_COUNT(&set);
+}
+
+void a_team_with_a_thread_for_every_cpu_is_pinned() {
+  const int cpus = cpus_of_this_thread();
+  std::vector<int> at(cpus, -1);
+  Team::of(cpus).run([&](Worker& worker) {
+    if (worker.index > 0) {
+      require(cpus_of_this_thread() == 1, "a worker has one CPU");
+      at[worker.index] = sched_getcpu();
+    }
+  });
+  std::sort(at.begin() + 1, at.end());
+  require(std::adjacent_find(at.begin() + 1, at.end()) == at.end(), "each worker has its own CPU");
+  require(cpus_of_this_thread() == cpus, "the caller keeps its place");
+  Team::of(cpus + 1).run([&](Worker&) {
+    require(cpus_of_this_thread() == cpus, "another team runs where it can");
+  });
+}
+
 double microseconds(int count, const std::function<void()>& work) {
   work();
   const auto start = std::chrono::steady_clock::now();
@@ -187,6 +212,8 @@ int main(int count, char** arguments) {
       {"a_region_within_a_region_is_refused", a_region_within_a_region_is_refused},
       {"a_forked_child_has_a_team", a_forked_child_has_a_team},
       {"threads_are_named_and_deaf_to_signals", threads_are_named_and_deaf_to_signals},
+      {"a_team_with_a_thread_for_every_cpu_is_pinned",
+       a_team_with_a_thread_for_every_cpu_is_pinned},
   };
   const std::string name = count > 1 ? arguments[1] : "";
   if (name == "time") {

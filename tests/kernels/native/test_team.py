@@ -21,6 +21,7 @@ CHECKS = (
     "a_region_within_a_region_is_refused",
     "a_forked_child_has_a_team",
     "threads_are_named_and_deaf_to_signals",
+    "a_team_with_a_thread_for_every_cpu_is_pinned",
 )
 Compile = Callable[..., Path]
 
