@@ -26,6 +26,7 @@ Formats = Annotated[
     typer.Option(help="none, int8, w8a8, int4 or nf4; may be repeated. [default: all]"),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: every core]")]
 
 
 @bench_app.command(
@@ -37,9 +38,7 @@ def speed(
     dtype: DTypeOption = "auto",
     settings: EngineSettings = None,
     rounds: Rounds = 5,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: Threads = None,
     json_file: Json = None,
     picture: Picture = None,
 ) -> None:
@@ -206,9 +205,7 @@ def memory(
     format: Formats = None,
     kv_mib: Annotated[int, typer.Option(min=1, help="Size of the KV pool.")] = 256,
     dtype: DTypeOption = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: Threads = None,
     rounds: Annotated[int, typer.Option(min=1, help="Fresh processes of each format.")] = 1,
     json_file: Json = None,
     picture: Picture = None,
@@ -252,9 +249,7 @@ def quantization(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the problems and of sampling.")] = 0,
     dtype: DTypeOption = "auto",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: Threads = None,
     rounds: Rounds = 3,
     json_file: Json = None,
     picture: Picture = None,
@@ -321,9 +316,7 @@ def paging(
     model: Model = "embedded",
     dtype: DTypeOption = "auto",
     lengths: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "2048,8192",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: Threads = None,
     rounds: Rounds = 3,
     json_file: Json = None,
     picture: Picture = None,
@@ -393,9 +386,7 @@ def gpu(
     epilog="Example:\n\n[dim]$[/] inference-pio bench sampling --threads 2 --json sampling.json"
 )
 def sampling(
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; without it, every core.")
-    ] = None,
+    threads: Threads = None,
     rounds: Rounds = 3,
     json_file: Json = None,
     picture: Picture = None,
@@ -422,9 +413,7 @@ def kernels(
         ),
     ] = None,
     format: Formats = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: Threads = None,
     rounds: Rounds = 3,
     json_file: Json = None,
     picture: Picture = None,
@@ -453,9 +442,7 @@ def offload(
     dtype: DTypeOption = "auto",
     quantization: QuantizationOption = "none",
     settings: EngineSettings = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. [default: every core]")
-    ] = None,
+    threads: Threads = None,
     rounds: Rounds = 3,
     json_file: Json = None,
     picture: Picture = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from ...benchmarks.compare.catalog import PRECISIONS, catalog
 from ...benchmarks.compare.comparison import compare, fastest_other
 from ...benchmarks.speed import DECODE, PREFILL
 from ...workers.model_source import resolve_model
+from ..ray_settings import usable_cores
 from .bench_runs import check_picture, publish, typed_command
 from .console import CommandError, err, progress
 
@@ -39,7 +39,7 @@ def run_compare(
             [known[own], *(known[name] for name in against or others)],
             precisions,
             [cases[name] for name in case_names or cases],
-            threads=threads or len(os.sched_getaffinity(0)),
+            threads=threads or usable_cores(),
             rounds=rounds,
             command=command,
             progress=say,

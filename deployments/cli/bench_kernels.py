@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -15,6 +14,7 @@ from ...benchmarks.floor import FloorProbe
 from ...workers.config import EngineConfig, QuantizationName
 from ...workers.model.config import DTYPES, ModelConfig
 from ...workers.model_source import resolve_model
+from ..ray_settings import usable_cores
 from .bench_runs import check_picture, publish, typed_command
 from .console import CommandError, progress
 
@@ -42,7 +42,7 @@ def run_kernels(
     weights = [name for name in FORMATS if name in _chosen("--format", formats, FORMATS)]
     config = EngineConfig.model_validate({"model": model, "dtype": dtype})
     shapes = ModelConfig.from_folder(resolve_model(model))
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or usable_cores())
     computed = shapes.dtype if config.dtype == "auto" else DTYPES[config.dtype]
     setup = kernels.Setup.here(shapes, computed)
     notes: list[str] = []
