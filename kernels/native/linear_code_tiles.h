@@ -6,6 +6,7 @@
 #pragma once
 
 #include "linear_codes.h"
+#include "linear_fetch.h"
 #include "simd_codes.h"
 #include "simd_transpose.h"
 
@@ -15,7 +16,7 @@ namespace pio {
 
 // Codes in tiles are fetched from memory so far ahead, to the second cache: more requests are on their
 // way at once than the first cache has room for.
-inline void fetch_ahead(const std::byte* codes) { __builtin_prefetch(codes + 4096, 0, 2); }
+inline void fetch_ahead(const std::byte* codes) { fetch_line(codes + 4096); }
 
 // What the columns of one tile have in a group.
 struct alignas(kLineBytes) TileTerms {
