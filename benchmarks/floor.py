@@ -16,6 +16,7 @@ READ_BYTES = {"cpu": 512 * 2**20, "cuda": 4 * 2**30}
 """Far above every cache; on a GPU also so much that starting to read takes no share."""
 MATRIX = {"cpu": 1536, "cuda": 8192}
 """Large enough for the peak rate; on a CPU small enough for 50 ms on one core."""
+SMALL_MATRIX = 256
 TRIES = 3
 
 
@@ -55,6 +56,8 @@ class FloorProbe:
         self._device = device
         size = MATRIX[device.type]
         self._memory = torch.ones(READ_BYTES[device.type] // 4, device=device)
+        if device.type == "cpu":
+            dtype = min((dtype, torch.float32), key=self._small_product)
         self._left = torch.ones(size, size, dtype=dtype, device=device)
         self._right = torch.ones(size, size, dtype=dtype, device=device)
         self.sample()  # first touches and library start-up are not the machine's rate
@@ -66,6 +69,11 @@ class FloorProbe:
             self._seconds(lambda: torch.mm(self._left, self._right)) for _ in range(TRIES)
         )
         return Floor(self._memory.nbytes / read, len(self._left) ** 3 / multiply)
+
+    def _small_product(self, dtype: torch.dtype) -> float:
+        """Seconds: a CPU without instructions for a type may multiply it far below its peak."""
+        small = torch.ones(SMALL_MATRIX, SMALL_MATRIX, dtype=dtype, device=self._device)
+        return min(self._seconds(lambda: torch.mm(small, small)) for _ in range(TRIES))
 
     def _seconds(self, action: Callable[[], torch.Tensor]) -> float:
         if self._device.type == "cuda":

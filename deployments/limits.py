@@ -11,6 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 from .api.errors import ApiError
 from .config import ApiConfig
 
+DROPPED_BYTES = 32 * 2**20
+"""So much of a body that is over the limit is still read, for the sake of its connection."""
+_CLOSE = {"Connection": "close"}
+
 
 def require_json(request: Request) -> None:
     """Refuse with 415 what is not declared as UTF-8 JSON."""
@@ -27,38 +31,46 @@ def require_json(request: Request) -> None:
 
 
 async def read_body(request: Request, config: ApiConfig) -> bytes:
-    """Read a body that is bounded in size (413) and in time (408), whatever its headers claim."""
+    """Read a body that is bounded in size (413) and in time (408), whatever its headers claim.
+
+    A body somewhat over the limit is read to its end and dropped before it is refused: an answer
+    that overtakes the body makes a proxy close the connection, and a client that keeps it open for
+    its next request would lose that one.
+    """
     limit = config.max_body_bytes
     declared = request.headers.get("content-length", "0")
-    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
-        raise _too_large(limit)
+    if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit + DROPPED_BYTES:
+        raise _too_large(limit, ended=False)
     parts: list[bytes] = []
     size = 0
     try:
         async with asyncio.timeout(config.body_timeout_s):
             async for part in request.stream():
                 size += len(part)
-                if size > limit:
-                    raise _too_large(limit)
-                parts.append(part)
+                if size > limit + DROPPED_BYTES:
+                    raise _too_large(limit, ended=False)
+                if size <= limit:
+                    parts.append(part)
     except TimeoutError:
         raise ApiError(
             408,
             f"the body did not arrive within {config.body_timeout_s:g} s",
             code="body_timeout",
-            headers={"Connection": "close"},
+            headers=_CLOSE,
         ) from None
     except ClientDisconnect:
         raise ApiError(400, "the client left before the body ended", code="disconnect") from None
+    if size > limit:
+        raise _too_large(limit, ended=True)
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> ApiError:
+def _too_large(limit: int, *, ended: bool) -> ApiError:
     return ApiError(
         413,
         f"the body is larger than {limit} bytes",
         code="body_too_large",
-        headers={"Connection": "close"},
+        headers={} if ended else _CLOSE,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -152,11 +154,45 @@ def test_control_tokens_in_content_are_plain_text(client: httpx.Client) -> None:
     assert answer.status_code == 200
 
 
+TOO_BIG = json.dumps({"prompt": "a" * 2**21}).encode()
+
+
 def test_bodies_over_the_limit(client: httpx.Client) -> None:
-    big = json.dumps({"prompt": "a" * 2**21}).encode()
-    check_error(client.post(COMPLETE, content=big, headers=JSON), 413)
-    pieces = (big[start : start + 2**16] for start in range(0, len(big), 2**16))
+    check_error(client.post(COMPLETE, content=TOO_BIG, headers=JSON), 413)
+    pieces = (TOO_BIG[start : start + 2**16] for start in range(0, len(TOO_BIG), 2**16))
     check_error(client.post(COMPLETE, content=pieces, headers=JSON), 413)
+
+
+@pytest.mark.parametrize(
+    ("media", "refusal"),
+    [
+        ("application/json", (413, "body_too_large")),
+        ("text/plain", (415, "unsupported_media_type")),
+    ],
+)
+def test_a_refused_body_does_not_cost_the_next_request_its_connection(
+    service_url: str, media: str, refusal: tuple[int, str]
+) -> None:
+    place = urlsplit(service_url)
+    with closing(HTTPConnection(str(place.hostname), place.port, timeout=20)) as connection:
+        connection.putrequest("POST", COMPLETE)
+        connection.putheader("Content-Type", media)
+        connection.putheader("Content-Length", str(len(TOO_BIG)))
+        connection.endheaders(TOO_BIG[: 2**16])
+        time.sleep(0.3)  # an answer now would overtake the rest
+        connection.send(TOO_BIG[2**16 :])
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["code"]) == refusal
+        kept = connection.sock
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().status == 200
+        assert connection.sock is kept
+
+
+def test_a_body_far_over_the_limit_is_not_waited_for(service_url: str) -> None:
+    answer = raw(service_url, head(2**40))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"body_too_large" in answer
 
 
 @pytest.mark.parametrize(
