@@ -10,6 +10,7 @@
 #include "attention_dot.h"
 #include "simd.h"
 #include "simd_transpose.h"
+#include "tile_configuration.h"
 
 namespace pio {
 
@@ -26,8 +27,9 @@ class PanelProduct {
   static constexpr int kBlockRows = 32;
 
   PanelProduct() {
-    alignas(64) Configuration all;
-    _tile_loadconfig(&all);
+    TileConfiguration all;
+    all.set({0, 1, 2, 3, 4, 5, 6, 7}, kTileRows, kTileRowBytes);
+    all.load();
   }
   ~PanelProduct() { _tile_release(); }
 
@@ -43,14 +45,8 @@ class PanelProduct {
   }
 
  private:
-  // Eight tiles of 16 rows of 64 bytes, as the LDTILECFG instruction reads it.
-  struct Configuration {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-  };
+  static constexpr int64_t kTileRows = 16;
+  static constexpr int64_t kTileRowBytes = 64;
   static constexpr int64_t kPanelBytes = kPanelWidth * sizeof(uint32_t);
 
   // Tiles 0 to 3 hold sums, 4 and 5 rows of a, 6 and 7 columns of the panel.

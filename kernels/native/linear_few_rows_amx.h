@@ -12,27 +12,11 @@
 #include "linear_epilogue.h"
 #include "linear_pad.h"
 #include "linear_run.h"
+#include "tile_configuration.h"
 
 #ifdef __AMX_BF16__
 
 namespace pio {
-
-// As the LDTILECFG instruction reads it.
-struct alignas(kLineBytes) TileConfiguration {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-
-  void set(std::initializer_list<int> tiles, int64_t num_rows, int64_t num_bytes) {
-    for (const int tile : tiles) {
-      row_bytes[tile] = static_cast<uint16_t>(num_bytes);
-      rows[tile] = static_cast<uint8_t>(num_rows);
-    }
-  }
-  void load() const { asm volatile("ldtilecfg %0" : : "m"(*this)); }
-};
 
 // Up to 16 rows of x: of each 32 inputs 16 pairs, each of all rows.
 struct PairedRows {

@@ -10,6 +10,7 @@
 #include "linear_pad.h"
 #include "linear_tiles.h"
 #include "simd.h"
+#include "tile_configuration.h"
 
 namespace pio {
 
@@ -83,35 +84,18 @@ class AMXTiles {
   // Whether x is used again from the first cache, or must not push the weights out of it.
   enum Reuse { kKept, kPassing };
 
-  // As the LDTILECFG instruction reads it.
-  struct alignas(64) Configuration {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-
-    void set(std::initializer_list<int> tiles, int64_t count) {
-      for (const int tile : tiles) {
-        row_bytes[tile] = kLineBytes;
-        rows[tile] = static_cast<uint8_t>(count);
-      }
-    }
-  };
-
   // Tiles have as many rows as x has left, so that nothing is read or written behind its end.
   void configure(int64_t rows) {
     if (rows == configured_rows_) return;
-    Configuration configuration;
+    TileConfiguration configuration;
     if (rows <= kTileRows) {
-      configuration.set({0, 1, 2, 3, 4}, rows);
+      configuration.set({0, 1, 2, 3, 4}, rows, kLineBytes);
     } else {
-      configuration.set({0, 1, 4}, kTileRows);
-      configuration.set({2, 3, 5}, rows - kTileRows);
+      configuration.set({0, 1, 4}, kTileRows, kLineBytes);
+      configuration.set({2, 3, 5}, rows - kTileRows, kLineBytes);
     }
-    configuration.set({6, 7}, kTileSteps);
-    // GCC's intrinsic reads 8 bytes as far as its optimizer knows.
-    asm volatile("ldtilecfg %0" : : "m"(configuration));
+    configuration.set({6, 7}, kTileSteps, kLineBytes);
+    configuration.load();
     configured_rows_ = rows;
   }
 
