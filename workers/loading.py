@@ -183,7 +183,11 @@ def with_pool(
     Raises ``ValueError`` where the pool does not hold a sequence of the length asked for.
     """
     capacity = num_blocks * config.block_size
-    if config.max_model_len is not None and capacity < part.limit:
+    fits = (
+        part.model.pattern.most_blocks(0, part.limit, config.max_batched_tokens, config.block_size)
+        <= num_blocks
+    )
+    if config.max_model_len is not None and not fits:
         raise ValueError(
             f"max_model_len is {part.limit}, but the KV cache holds {capacity} tokens "
             f"({num_blocks} blocks of {config.block_size}); raise kv_cache_bytes or lower "
@@ -198,7 +202,7 @@ def with_pool(
         ),
         fingerprint=part.fingerprint,
         num_blocks=num_blocks,
-        max_model_len=min(part.limit, capacity),
+        max_model_len=part.limit if fits else capacity,
     )
 
 
