@@ -13,12 +13,15 @@ from .pattern import FULL, AttentionPattern
 
 ALL_PROMPT = 2**31 - 1
 """The prompt length of a sequence without generated tokens, whatever its length."""
+NO_BLOCK = -1
+"""In a block table, in the place of a block that its pattern hides from all new tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContextItem:
     """One sequence's share of a step: ``num_new`` tokens behind ``num_computed`` cached ones.
 
+    ``block_table`` may have ``NO_BLOCK`` for blocks of which no new token sees a key.
     Tokens behind the first ``prompt_len`` of the sequence were generated.
     """
 
@@ -103,7 +106,8 @@ def build_context(
 ) -> ForwardContext:
     """The context of one step.
 
-    Raises ``ValueError`` for an empty item or a block table too short for its tokens.
+    Raises ``ValueError`` for an empty item, and for a block table that is too short for its tokens
+    or lacks a block that one of them sees.
     """
     positions: list[int] = []
     slots: list[int] = []
@@ -125,6 +129,11 @@ def build_context(
                 f"its table has {len(item.block_table)}"
             )
         table = tuple(item.block_table[:num_blocks])
+        hidden = pattern.hidden_blocks(item.num_computed, block_size)
+        if NO_BLOCK in table[: hidden.start] or NO_BLOCK in table[hidden.stop :]:
+            raise ValueError(
+                f"sequence {row} lacks a block that its tokens from {item.num_computed} on see"
+            )
         positions.extend(range(item.num_computed, end))
         slots.extend(_slots(table, item.num_computed, end, block_size))
         query_starts.append(query_starts[-1] + item.num_new)

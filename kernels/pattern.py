@@ -65,12 +65,28 @@ class AttentionPattern:
 
         Pages are not looked at.
         """
-        end = last // block_size + 1
+        hidden = self.hidden_blocks(first, block_size)
+        return [*range(hidden.start), *range(hidden.stop, last // block_size + 1)]
+
+    def hidden_blocks(self, position: int, block_size: int) -> range:
+        """Numbers of the blocks of which neither the token at ``position`` nor a later one sees
+        a key. Pages are not looked at: whatever they leave out, a later token may see."""
         if self.window is None:
-            return list(range(end))
-        begin = max(0, first - self.window + 1) // block_size
-        sinks = min(begin, -(-self.sinks // block_size))
-        return [*range(sinks), *range(begin, end)]
+            return range(0)
+        end = max(0, position - self.window + 1) // block_size
+        return range(min(end, self._sink_blocks(block_size)), end)
+
+    def most_blocks(self, start: int, end: int, chunk: int, block_size: int) -> int:
+        """The most blocks that a sequence needs at once while it grows from ``start`` computed
+        tokens to ``end``, at most ``chunk`` tokens a step."""
+        whole = -(-end // block_size) - len(self.hidden_blocks(start, block_size))
+        if self.window is None:
+            return whole
+        keys = self.window - 1 + min(chunk, end - start)  # from any place in a block on
+        return min(whole, self._sink_blocks(block_size) + (keys + 2 * block_size - 2) // block_size)
+
+    def _sink_blocks(self, block_size: int) -> int:
+        return -(-self.sinks // block_size)
 
     def visible(self, rows_Q: Tensor, keys_L: Tensor) -> Tensor:
         """Whether the tokens at ``rows`` see the keys at ``keys``; shapes are broadcast.

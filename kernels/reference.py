@@ -107,7 +107,15 @@ class ReferenceAttention:
         return seen_KM.repeat_interleave(size, dim=1)[:, :num_keys]
 
     def _gather(self, kv_N2KSD: KVLayer, sequence: int) -> tuple[Tensor, Tensor]:
-        found = read_blocks(kv_N2KSD, self.context.block_tables[sequence])
+        """Of blocks that no row sees, zeros."""
+        table = self.context.block_tables[sequence]
+        positions = self.context.positions(sequence)
+        seen = self.context.pattern.block_numbers(
+            positions[0], positions[-1], self.context.block_size
+        )
+        read = read_blocks(kv_N2KSD, [table[number] for number in seen])
+        found = read.new_zeros(len(table), *read.shape[1:])
+        found[seen] = read
         kv_2LKD = found.permute(1, 0, 3, 2, 4).flatten(1, 2)
         keys_LKD, values_LKD = kv_2LKD[:, : self.context.seq_lens[sequence]]
         return keys_LKD, values_LKD

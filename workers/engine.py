@@ -30,7 +30,7 @@ from .kv.page_store import PageStore
 from .kv.remote_prefill import RateMeter
 from .kv.tensor_words import ticket_dtype
 from .kv.ticket import Buffer, KVLayout
-from .loading import LoadedModel
+from .loading import LoadedModel, attention_pattern
 from .paging_desk import PagingDesk
 from .parallel.grid import build_executor
 from .parallel.launcher import RankLauncher
@@ -96,6 +96,7 @@ class Engine:
             prefix_caching=config.prefix_caching,
             keep_evictions=config.kv_paging.is_on,
             only_prompts=config.attention.tells_prompts_apart,
+            pattern=attention_pattern(config.attention),
         )
         self._scheduler = Scheduler(config, self._kv)
         self.kv_layout = _kv_layout(self.loaded, config)

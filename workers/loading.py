@@ -183,11 +183,14 @@ def with_pool(
     Raises ``ValueError`` where the pool does not hold a sequence of the length asked for.
     """
     capacity = num_blocks * config.block_size
-    if config.max_model_len is not None and capacity < part.limit:
+    most = part.model.pattern.most_blocks(
+        0, part.limit, config.max_batched_tokens, config.block_size
+    )
+    if config.max_model_len is not None and most > num_blocks:
         raise ValueError(
             f"max_model_len is {part.limit}, but the KV cache holds {capacity} tokens "
-            f"({num_blocks} blocks of {config.block_size}); raise kv_cache_bytes or lower "
-            "max_model_len"
+            f"({num_blocks} blocks of {config.block_size}, where {most} are needed); raise "
+            "kv_cache_bytes or lower max_model_len"
         )
     generation = GenerationDefaults.from_folder(text.folder)
     return LoadedModel(
@@ -198,7 +201,7 @@ def with_pool(
         ),
         fingerprint=part.fingerprint,
         num_blocks=num_blocks,
-        max_model_len=min(part.limit, capacity),
+        max_model_len=part.limit if most <= num_blocks else capacity,
     )
 
 

@@ -187,7 +187,9 @@ class Scheduler:
                 break
             self._start(self._waiting.pop(0), now)
             head.num_awaited_tokens = self.await_restored(head)
-            if not head.is_awaiting and head.num_preemptions == 0:
+            # What comes from elsewhere is written before any of it is given back.
+            has_room = head.num_tokens <= self._kv.room(head)
+            if not head.is_awaiting and head.num_preemptions == 0 and has_room:
                 head.num_awaited_tokens = self.await_remote(head)
             if head.is_awaiting:
                 tokens = head.num_awaited_tokens - head.num_computed_tokens
@@ -242,7 +244,13 @@ class Scheduler:
         total = sequence.worst_case_tokens(self._config.default_reservation)
         choices = 1 + sequence.num_pending_choices
         blocks = worst_case_blocks(sequence.num_prompt_tokens, total, choices, self._kv.block_size)
+        if sequence.sends_from is None:
+            blocks = min(blocks, choices * self._most(sequence.num_computed_tokens, total))
         return blocks if sequence.params.max_tokens else min(blocks, self._kv.num_blocks)
+
+    def _most(self, start: int, end: int) -> int:
+        """The most blocks that a sequence holds at once on its way from ``start`` to ``end``."""
+        return self._kv.most_blocks(start, end, self._config.max_batched_tokens)
 
     def _missing_slots(self, sequence: Sequence) -> int:
         free = self._config.max_num_seqs - self._num_slots_used
@@ -260,7 +268,7 @@ class Scheduler:
         output = 1 if params.max_tokens is None else params.max_tokens
         return self._refusal(prompt_len, output, params.n if choices is None else choices)
 
-    def _refusal(self, prompt_len: int, output: int, n: int) -> str | None:
+    def _refusal(self, prompt_len: int, output: int, n: int, *, sends: bool = False) -> str | None:
         if n > self._config.max_num_seqs:
             return (
                 f"n is {n}; this engine runs at most {self._config.max_num_seqs} "
@@ -268,6 +276,8 @@ class Scheduler:
             )
         size, have = self._kv.block_size, self._kv.num_blocks
         need = worst_case_blocks(prompt_len, prompt_len + output, n, size)
+        if not sends:
+            need = min(need, n * self._most(0, prompt_len + output))
         if need <= have:
             return None
         choices = "" if n == 1 else f" for each of {n} choices"
@@ -280,7 +290,7 @@ class Scheduler:
         """Queue the new sequences of one request: one, or several where it is resumed.
 
         Raises ``ValueError`` if one could outgrow an empty pool: refuse such requests first, and
-        keep ``max_len`` within ``KVManager.capacity_tokens``.
+        keep ``max_len`` within what ``KVManager.most_blocks`` says that it holds.
         """
         for sequence in sequences:
             self._check_new(sequence)
@@ -297,8 +307,9 @@ class Scheduler:
             sequence.num_prompt_tokens,
             output if sequence.room else 0,
             1 + sequence.num_pending_choices,
+            sends=sequence.sends_from is not None,
         )
-        if reason is None and sequence.max_len > self._kv.capacity_tokens:
+        if reason is None and self._most(0, sequence.max_len) > self._kv.num_blocks:
             reason = f"max_len is {sequence.max_len}; the KV cache holds {self._kv.capacity_tokens}"
         if reason is None and sequence.request_id in self._choices:
             reason = "a request of that id is in the engine"

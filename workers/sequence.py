@@ -67,6 +67,8 @@ class Sequence:
     """Prompt tokens that the first admission found in the prefix cache or in a tier behind it."""
     num_awaited_tokens: int = 0
     """Leading tokens whose K and V come from elsewhere; 0 where all are computed here."""
+    sends_from: int | None = None
+    """First token whose K and V are sent to another engine; ``None``: none are."""
     num_pending_choices: int = 0
     """Choices to be forked from this one once its prompt is computed."""
     num_preemptions: int = 0
@@ -77,6 +79,7 @@ class Sequence:
     status: SequenceStatus = SequenceStatus.WAITING
     rank: Rank = Rank(0.0, 0.0, 0, 0)
     block_table: list[BlockId] = field(default_factory=list)
+    """By block number; ``NO_BLOCK`` where the block is needed no more."""
     block_hashes: list[BlockHash] = field(default_factory=list)
     """Names of the leading full blocks, as far as they have been worked out."""
 
@@ -134,6 +137,7 @@ class Sequence:
             arrival=arrival,
             deadline=arrival + request.deadline_s,
             cache_salt=request.cache_salt,
+            sends_from=request.start,
         )
 
     @property

@@ -117,7 +117,10 @@ def _kv_blocks(config: EngineConfig, shapes: ModelConfig) -> int | None:
         most_blocks=math.ceil(limit / config.block_size) * config.max_num_seqs,
     )
     capacity = blocks * config.block_size
-    if config.max_model_len is not None and capacity < limit:
+    most = attention_pattern(config.attention).most_blocks(
+        0, limit, config.max_batched_tokens, config.block_size
+    )
+    if config.max_model_len is not None and most > blocks:
         a_token = KVCache.bytes_per_block(shapes, 1, shapes.dtype, config.kv_cache_dtype)
         raise ValueError(
             f"kv_cache_bytes ({config.kv_cache_bytes}) holds {capacity} tokens, fewer than "

@@ -106,15 +106,25 @@ struct Attention<T>::Plan {
 
   // Calls body(key, rows, first, count) for each block that holds rows of the part from `begin` to
   // `end`: `count` of the block's keys from `first` on, the earliest of them the part's number `key`.
+  // Where the table has no block, which no row sees, each key is the first token's own: that one is
+  // written, so that what is weighted with 0 is a number.
   template <class E, class Body>
   void each_block(const AttentionTile& tile, int begin, int end, KVLayer<const E> cache,
                   Body body) const {
     const int32_t* table = block_table(tile);
     for (int position = begin; position < end;) {
+      const int32_t block = table[position / shape.block_size];
       const int first = position % shape.block_size;
       const int count = std::min(shape.block_size - first, end - position);
-      body(position - begin, cache.keys(table[position / shape.block_size], tile.kv_head), first,
-           count);
+      if (block != kNoBlock) {
+        body(position - begin, cache.keys(block, tile.kv_head), first, count);
+      } else {
+        const int own = tile.first_position;
+        const E* keys = cache.keys(table[own / shape.block_size], tile.kv_head);
+        for (int i = 0; i < count; ++i) {
+          body(position - begin + i, keys, own % shape.block_size, 1);
+        }
+      }
       position += count;
     }
   }

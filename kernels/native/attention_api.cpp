@@ -1,11 +1,10 @@
 // The C interface of attention. A handle is of one shape, dtype and team; one caller at a time.
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
-#include <string>
 
 #include "api.h"
 #include "attention.h"
+#include "indices.h"
 #include "pages.h"
 #include "team.h"
 #include "types.h"
@@ -40,14 +39,7 @@ class TypedHandle final : public AttentionHandle {
                    team.size()) {}
 
   void plan(const Batch& batch, int64_t num_blocks) override {
-    const int64_t num_entries = batch.table_starts[batch.num_sequences];
-    for (int64_t i = 0; i < num_entries; ++i) {
-      const int32_t block = batch.block_tables[i];
-      if (block < 0 || block >= num_blocks) {
-        throw std::out_of_range("a block table holds block " + std::to_string(block) +
-                                "; the cache has blocks 0 to " + std::to_string(num_blocks - 1));
-      }
-    }
+    check_tables(batch, shape_.block_size, num_blocks);
     attention_.plan(batch);
   }
 

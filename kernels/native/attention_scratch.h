@@ -60,7 +60,7 @@ struct AttentionScratch {
       size += static_cast<size_t>(round_up(count * int64_t{sizeof(Element)}, 64));
     };
     for (const bool counted : {false, true}) {  // the first round only counts
-      if (counted) memory_ = HugeBuffer(size);
+      if (counted) memory_ = HugeBuffer::whole_pages(size);
       size = 0;
       place(queries, shape.tile_rows() * shape.query_stride());
       place(visible, shape.tile_rows());

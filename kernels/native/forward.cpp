@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "huge_buffer.h"
+#include "indices.h"
 #include "pages.h"
 #include "rows.h"
 
@@ -86,16 +87,13 @@ void expect(const char* name, const PackedLinear<T>& linear, int64_t in, int64_t
 
 // The kernels follow these numbers without looking.
 void expect_in_cache(const StackStep& step, int64_t num_tokens) {
-  const Batch& batch = step.batch;
+  check_tables(step.batch, step.block_size, step.num_blocks);
   const auto expect_block = [&](int64_t block) {
     if (block < 0 || block >= step.num_blocks) {
       throw std::out_of_range("there is no block " + std::to_string(block) + " in a cache of " +
                               std::to_string(step.num_blocks));
     }
   };
-  for (int64_t i = 0; i < batch.table_starts[batch.num_sequences]; ++i) {
-    expect_block(batch.block_tables[i]);
-  }
   for (int64_t i = 0; i < num_tokens; ++i) {
     expect_block(step.slots[i] < 0 ? step.slots[i] : step.slots[i] / step.block_size);
   }

@@ -16,15 +16,25 @@ class HugeBuffer {
  public:
   HugeBuffer() = default;
 
+  // So many bytes and no more: what is less than a huge page at the end lies on plain ones, so that
+  // the many weights of a model take no more memory than they are large.
   explicit HugeBuffer(size_t num_bytes) {
     // The mapping has room for a begin at a huge page's border.
-    mapped_bytes_ = (num_bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage;
+    mapped_bytes_ = num_bytes + kHugePage;
     mapping_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
                     0);
     if (mapping_ == MAP_FAILED) throw std::bad_alloc();
     const auto address = reinterpret_cast<uintptr_t>(mapping_);
     data_ = reinterpret_cast<std::byte*>((address + kHugePage - 1) / kHugePage * kHugePage);
-    madvise(data_, mapped_bytes_ - kHugePage, MADV_HUGEPAGE);  // a wish: plain pages serve too
+    const size_t whole = num_bytes / kHugePage * kHugePage;
+    if (whole > 0) madvise(data_, whole, MADV_HUGEPAGE);  // a wish: plain pages serve too
+    // Where huge pages are the system's rule, it would give one for the few bytes behind as well.
+    if (num_bytes > whole) madvise(data_ + whole, num_bytes - whole, MADV_NOHUGEPAGE);
+  }
+
+  // For scratch memory, of which there is little: at least so many bytes, all on huge pages.
+  static HugeBuffer whole_pages(size_t num_bytes) {
+    return HugeBuffer((num_bytes + kHugePage - 1) / kHugePage * kHugePage);
   }
 
   // Memory that belongs to others and outlives this view of it.
@@ -66,7 +76,7 @@ class KeptBuffer {
   // At least `count` elements, aligned to 64 bytes; earlier contents are lost where it grows.
   T* get(size_t count) {
     if (count > count_) {
-      buffer_ = HugeBuffer(count * sizeof(T));
+      buffer_ = HugeBuffer::whole_pages(count * sizeof(T));
       count_ = count;
     }
     return reinterpret_cast<T*>(buffer_.data());

@@ -113,7 +113,7 @@ std::byte* Worker::shared(size_t num_bytes) {
   if (state.shared_bytes < num_bytes) {
     barrier();  // all have seen that it is too small
     if (index == 0) {
-      state.shared = HugeBuffer(num_bytes);
+      state.shared = HugeBuffer::whole_pages(num_bytes);
       state.shared_bytes = num_bytes;
     }
     barrier();

@@ -67,7 +67,14 @@ struct Pattern {
   bool sees(int64_t position, int64_t key) const {
     return key <= position && (key > position - window || key < sinks);
   }
+  // Whether no token from `position` on sees a key of a block.
+  bool hides(int64_t position, int64_t block, int64_t block_size) const {
+    return block * block_size >= sinks && (block + 1) * block_size <= position + 1 - window;
+  }
 };
+
+// In a block table, in the place of a block that the pattern hides from all new tokens.
+constexpr int32_t kNoBlock = -1;
 
 // One step's sequences, one after the other along the rows of every activation.
 struct Batch {
@@ -78,6 +85,11 @@ struct Batch {
   const int64_t* table_starts;   // num_sequences + 1 prefix sums into block_tables
   const int32_t* select_starts;  // of each sequence the first position that selects pages, or null
   Pattern pattern;
+
+  // Of a sequence's first new token.
+  int first_position(int sequence) const {
+    return seq_lens[sequence] - (query_starts[sequence + 1] - query_starts[sequence]);
+  }
 };
 
 // A code of the cache: a whole number from -127 to 127.

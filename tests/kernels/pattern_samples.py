@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference_pio.kernels.context import (
     ALL_PROMPT,
+    NO_BLOCK,
     ContextItem,
     ForwardContext,
     build_context,
@@ -82,12 +83,25 @@ class PatternCase:
         self.clean = self.cache.clone()
         self.cache.permute(0, 3, 1, 2, 4)[~used] = float("nan")
 
-    def context_with(self, pattern: AttentionPattern) -> ForwardContext:
+    def context_with(
+        self, pattern: AttentionPattern, tables: list[list[int]] | None = None
+    ) -> ForwardContext:
         items = [
             ContextItem(table, computed, new, self.prompt_len)
-            for table, (computed, new) in zip(self.tables, self.lengths, strict=True)
+            for table, (computed, new) in zip(tables or self.tables, self.lengths, strict=True)
         ]
         return build_context(items, self.block_size, CPU, pattern)
+
+    def given_back(self, cache: Tensor) -> tuple[ForwardContext, Tensor]:
+        """The context without the blocks that it hides from all new tokens, and a copy of the cache
+        in which those, and the block that -1 would be in torch, are NaN."""
+        tables, cache = [list(table) for table in self.tables], cache.clone()
+        for table, (computed, _) in zip(tables, self.lengths, strict=True):
+            for number in self.pattern.hidden_blocks(computed, self.block_size):
+                cache[table[number]] = float("nan")
+                table[number] = NO_BLOCK
+        nothing = torch.full_like(cache[:1], float("nan"))
+        return self.context_with(self.pattern, tables), torch.cat((cache, nothing))
 
     @functools.cached_property
     def bounds(self) -> Tensor:

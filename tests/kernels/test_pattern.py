@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_pio.kernels.context import ContextItem, build_context
+from inference_pio.kernels.context import NO_BLOCK, ContextItem, build_context
 from inference_pio.kernels.pattern import (
     FULL,
     AttentionPattern,
@@ -44,6 +44,71 @@ def test_block_numbers_are_those_that_hold_a_visible_key(
     assert seen.tolist() == by_hand
     holding = {key // size for key, some in enumerate(seen.any(0).tolist()) if some}
     assert pattern.block_numbers(position, last, size) == sorted(holding)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    position=st.integers(0, 150),
+    window=st.integers(1, 120),
+    sinks=st.integers(0, 60),
+    size=st.integers(1, 30),
+)
+def test_hidden_blocks_are_those_that_no_later_token_sees(
+    position: int, window: int, sinks: int, size: int
+) -> None:
+    pattern = AttentionPattern(window, sinks)
+    rows = torch.arange(position, position + window + 2 * size)  # behind them nothing is new
+    keys = torch.arange(position // size * size)
+    seen = pattern.visible(rows[:, None], keys).any(0).tolist()
+    by_hand = [n for n in range(position // size) if not any(seen[n * size : (n + 1) * size])]
+    assert list(pattern.hidden_blocks(position, size)) == by_hand
+
+
+@pytest.mark.parametrize("pattern", [FULL, *PAGES], ids=str)
+def test_nothing_is_hidden_for_good_without_a_window(pattern: AttentionPattern) -> None:
+    assert not pattern.hidden_blocks(5000, 4)
+    assert pattern.most_blocks(3, 5000, 9, 4) == 1250
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    start=st.integers(0, 90),
+    count=st.integers(1, 90),
+    chunk=st.integers(1, 40),
+    window=st.integers(1, 60),
+    sinks=st.integers(0, 40),
+    size=st.integers(1, 12),
+    data=st.data(),
+)
+def test_a_sequence_never_needs_more_than_most_blocks(
+    start: int, count: int, chunk: int, window: int, sinks: int, size: int, data: st.DataObject
+) -> None:
+    pattern, end = AttentionPattern(window, sinks), start + count
+    most, position = pattern.most_blocks(start, end, chunk, size), start
+    while position < end:
+        new = data.draw(st.integers(1, min(chunk, end - position)))
+        held = len(pattern.block_numbers(position, position + new - 1, size))
+        assert held <= most
+        position += new
+
+
+def test_most_blocks_are_reached() -> None:
+    """Window and chunk begin with a block's last token and end with a block's first."""
+    pattern = AttentionPattern(window=6, sinks=5)
+    assert pattern.most_blocks(0, 100, 5, 4) == 2 + 4
+    assert len(pattern.block_numbers(20, 24, 4)) == 2 + 4
+
+
+def test_a_table_without_a_block_that_is_seen_is_refused() -> None:
+    pattern = AttentionPattern(window=8, sinks=3)  # token 30 sees 0 to 2, and 23 to 30
+    table = [5, NO_BLOCK, NO_BLOCK, NO_BLOCK, NO_BLOCK, 9, 7, 8]
+    build_context([ContextItem(table, 30, 2)], 4, CPU, pattern)
+    for number in (0, 5, 6, 7):
+        lacking = [*table[:number], NO_BLOCK, *table[number + 1 :]]
+        with pytest.raises(ValueError, match="sequence 0 lacks a block that its tokens from 30"):
+            build_context([ContextItem(lacking, 30, 2)], 4, CPU, pattern)
+    with pytest.raises(ValueError, match="lacks a block"):
+        build_context([ContextItem(table, 30, 2)], 4, CPU)
 
 
 def test_a_generated_token_selects_once_there_are_more_pages_than_it_may_see() -> None:
@@ -127,6 +192,17 @@ def test_torch_is_the_reference_on_any_shape(
     expected = ReferenceKernels().plan_attention(case.context)(case.q, case.clean)
     got = TorchKernels().plan_attention(case.context)(case.q, case.clean, case.bounds)
     close(got, expected.double())
+
+
+@pytest.mark.parametrize("batch", list(BATCHES))
+@pytest.mark.parametrize("pattern", WINDOWS[1::5], ids=str)
+def test_blocks_that_were_given_back_are_not_read(pattern: AttentionPattern, batch: str) -> None:
+    for dtype in DTYPES:
+        case, by_reference = sample(batch, pattern, dtype)
+        context, cache = case.given_back(case.clean)
+        whole = TorchKernels().plan_attention(case.context)(case.q, case.clean)
+        assert torch.equal(TorchKernels().plan_attention(context)(case.q, cache), whole)
+        assert torch.equal(ReferenceKernels().plan_attention(context)(case.q, cache), by_reference)
 
 
 @pytest.mark.parametrize("pattern", [AttentionPattern(50), AttentionPattern(pages=2)], ids=str)

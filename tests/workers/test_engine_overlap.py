@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +306,23 @@ def test_a_token_too_many_is_dropped_and_leaves_no_prefix(make: MakePair, prompt
     plain.run()
     assert late.tokens("again") == plain.tokens("again")
     assert late.last("again").usage.cached_tokens == plain.last("again").usage.cached_tokens
+
+
+@pytest.mark.parametrize("attention", ["sliding_window:20", "sink_window:12+4"])
+def test_what_a_window_gives_back_goes_to_others_while_a_step_is_under_way(
+    make: MakePair, prompt: Prompt, attention: str
+) -> None:
+    plain, late, executor = make(
+        attention=attention, num_blocks=16, max_model_len=300, max_batched_tokens=16
+    )
+    for driver in (plain, late):
+        for number in range(4):
+            driver.add(str(number), prompt(90 + number, number), max_tokens=40, **GREEDY)
+        driver.run()
+    events = executor.device.events
+    assert sum(a[0] == b[0] == "l" for a, b in pairwise(events)) >= 1, "steps behind steps"
+    for number in range(4):
+        assert outcome(late, str(number), 0) == outcome(plain, str(number), 0)
 
 
 def test_the_last_token_of_a_length_is_known_to_be_one(make: MakePair, prompt: Prompt) -> None:

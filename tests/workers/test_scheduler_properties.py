@@ -15,9 +15,10 @@ from hypothesis.stateful import (
     rule,
 )
 
+from inference_pio.kernels.pattern import FULL, AttentionPattern
 from inference_pio.workers.batch import BatchBuilder, ScheduledBatch
 from inference_pio.workers.config import EngineConfig
-from inference_pio.workers.kv.manager import KVManager
+from inference_pio.workers.kv.manager import NO_BLOCK, KVManager
 from inference_pio.workers.scheduler import Scheduler
 from inference_pio.workers.sequence import Sequence, SequenceStatus
 from inference_pio.workers.types import BlockId, GenerateRequest, SamplingParams
@@ -29,8 +30,9 @@ Written = tuple[str, tuple[int, ...]]
 class TracedCache:
     """Stands where the KV tensors are: each slot keeps what its K and V were computed from."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, pattern: AttentionPattern) -> None:
         self.block_size = block_size
+        self.pattern = pattern
         self.slots: dict[tuple[BlockId, int], Written | None] = {}
 
     def run(self, batch: ScheduledBatch) -> None:
@@ -49,7 +51,7 @@ class TracedCache:
                 row += 1
         self.slots.update(fresh)
         for scheduled in batch.sequences:
-            self.check(scheduled.sequence, scheduled.start + scheduled.num_new_tokens)
+            self.check(scheduled.sequence, scheduled.start, scheduled.end)
 
     def receive(self, sequence: Sequence, end: int) -> None:
         """Write what another engine computed up to ``end``."""
@@ -57,9 +59,13 @@ class TracedCache:
             written = (sequence.cache_salt, tuple(sequence.token_ids[: position + 1]))
             self.slots[self._slot(sequence, position)] = written
 
-    def check(self, sequence: Sequence, length: int) -> None:
-        """Every position below ``length`` holds what this sequence's own prefix gives."""
+    def check(self, sequence: Sequence, start: int, length: int) -> None:
+        """Every position below ``length`` that a token from ``start`` on sees holds what this
+        sequence's own prefix gives."""
+        hidden = self.pattern.hidden_blocks(start, self.block_size)
         for position in range(length):
+            if position // self.block_size in hidden:
+                continue
             expected = (sequence.cache_salt, tuple(sequence.token_ids[: position + 1]))
             assert self.slots.get(self._slot(sequence, position)) == expected
 
@@ -88,6 +94,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         named_only=st.booleans(),
         remote=st.sampled_from([0.0, 0.5, 1.0]),
+        pattern=st.just(FULL)
+        | st.builds(AttentionPattern, window=st.integers(1, 12), sinks=st.integers(0, 6)),
     )
     def start(
         self,
@@ -99,6 +107,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         named_only: bool,
         remote: float = 0.0,
+        pattern: AttentionPattern = FULL,
     ) -> None:
         self.config = EngineConfig(
             max_num_seqs=slots,
@@ -106,12 +115,15 @@ class SchedulerMachine(RuleBasedStateMachine):
             default_reservation=reservation,
             aging_seconds=10.0,
         )
-        self.kv = KVManager(num_blocks, block_size, b"model", prefix_caching=prefix_caching)
+        self.pattern = pattern
+        self.kv = KVManager(
+            num_blocks, block_size, b"model", prefix_caching=prefix_caching, pattern=pattern
+        )
         self.scheduler = Scheduler(self.config, self.kv)
         self.scheduler.await_remote = self._await_remote
         self.remote = remote
         self.deciding = random.Random(block_size)
-        self.cache = TracedCache(block_size)
+        self.cache = TracedCache(block_size, pattern)
         self.named_only = named_only
         self.now = 0.0
         self.added = 0
@@ -128,6 +140,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def _add_one(self, rng: random.Random) -> None:
         capacity = self.kv.capacity_tokens
+        if self._most_held(3 * capacity) <= self.kv.num_blocks:
+            capacity *= 3  # what does not lie in the window is given back on the way
         length = rng.randrange(1, max(2, capacity // 2))
         prompt = [0] * rng.randrange(length + 1)  # what many of them begin with
         prompt += [rng.randrange(2) for _ in range(length - len(prompt))]
@@ -166,6 +180,10 @@ class SchedulerMachine(RuleBasedStateMachine):
             # Whoever it is: no policy would, but recomputing must never go wrong.
             self.scheduler._preempt(sequence)
             self.named_only = False
+
+    def _most_held(self, length: int) -> int:
+        chunk = self.config.max_batched_tokens
+        return self.pattern.most_blocks(0, length, chunk, self.kv.block_size)
 
     def _abort(self, name: str) -> None:
         live = {s for s in self._live() if s.request_id == name}
@@ -287,7 +305,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert {(s.request_id, s.index) for s in self._live()} <= set(self.unended)
         assert set(self.unended.values()) == set(self._live())
         for sequence in self.scheduler.running:
-            self.cache.check(sequence, sequence.num_computed_tokens)
+            computed = sequence.num_computed_tokens
+            self.cache.check(sequence, computed, computed)
+            table = sequence.block_table[
+                : self.kv.blocks_for(computed)
+            ]  # what is awaited is behind
+            held = sum(block != NO_BLOCK for block in table)
+            assert held <= self._most_held(sequence.num_tokens)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -326,6 +350,7 @@ def test_a_saturated_engine_keeps_its_books(seed: int) -> None:
         prefix_caching=seed % 4 != 0,
         named_only=seed % 3 == 0,
         remote=seed % 2 * 0.7,
+        pattern=AttentionPattern(1 + seed, seed % 5) if seed % 4 >= 2 else FULL,
     )
     for _ in range(150):
         if machine.scheduler.num_waiting < 4:

@@ -151,6 +151,16 @@ class BlockPool:
         block.hash = None
         block.tokens = b""
 
+    def forget_name(self, name: BlockHash) -> None:
+        """Take the block of that name out of the prefix index, if there is one."""
+        block_id = self._index.get(name)
+        if block_id is None:
+            return
+        self.forget(block_id)
+        if self._blocks[block_id].ref_count == 0:
+            del self._unused[block_id]
+            self._empty.append(block_id)
+
     def check_integrity(self, owned: Iterable[BlockId] | None = None) -> None:
         """Raise ``IntegrityError`` where the books do not add up.
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference_pio.kernels.context import ContextItem, build_context
+from inference_pio.kernels.context import NO_BLOCK, ContextItem, build_context
 from inference_pio.kernels.native.attention import AttentionPool
-from inference_pio.kernels.native.library import Library
+from inference_pio.kernels.native.library import KernelError, Library
 from inference_pio.kernels.native.pages import bound_pages
 from inference_pio.kernels.pattern import FULL, AttentionPattern, page_bounds
 from inference_pio.kernels.reference import ReferenceKernels
 
+from ..coded_samples import coded
 from ..pattern_samples import (
     BATCHES,
     CPU,
@@ -125,6 +129,42 @@ def test_keys_outside_the_window_are_not_visited(
         case.cache[case.tables[0][number]] = float("nan")
     for pool in pools:
         assert torch.equal(pool.plan(case.context)(case.q, case.cache), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", list(BATCHES))
+def test_blocks_that_were_given_back_are_not_read(
+    pools: list[AttentionPool], batch: str, dtype: torch.dtype
+) -> None:
+    """And what is computed in the place of their keys changes no bit."""
+    for pattern in [*WINDOWS[::3], AttentionPattern(100, 300)]:
+        case, _ = sample(batch, pattern, dtype)
+        expected = pools[0].plan(case.context)(case.q, case.cache)
+        context, cache = case.given_back(case.cache)
+        for pool in pools[:2]:
+            assert torch.equal(pool.plan(context)(case.q, cache), expected)
+
+
+@pytest.mark.parametrize("kept_as", ["int8", "fp8"])
+def test_codes_that_were_given_back_are_not_read(
+    pools: list[AttentionPool], kept_as: Literal["int8", "fp8"]
+) -> None:
+    case = PatternCase([(700, 1), (3, 1), (560, 30)], AttentionPattern(100, 20))
+    context, cache = case.given_back(case.clean)
+    whole, holey = coded(case.clean, kept_as), coded(cache, kept_as)
+    expected = pools[0].plan(case.context)(case.q, whole)
+    assert not expected.isnan().any()
+    assert torch.equal(pools[0].plan(context)(case.q, holey), expected)
+
+
+def test_a_table_without_a_block_that_is_seen_is_refused(pools: list[AttentionPool]) -> None:
+    case = PatternCase([(400, 1)], AttentionPattern(50, 20), (2, 1, 16))
+    context, cache = case.given_back(case.cache)
+    (table,) = context.block_tables
+    for number in (0, 1, 21, 25):
+        lacking = (*table[:number], NO_BLOCK, *table[number + 1 :])
+        with pytest.raises(KernelError, match="a block table holds block -1"):
+            pools[0].plan(replace(context, block_tables=(lacking,)))(case.q, cache)
 
 
 def test_pages_that_are_not_chosen_are_not_visited(pools: list[AttentionPool]) -> None:

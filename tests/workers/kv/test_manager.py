@@ -5,12 +5,20 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
+from inference_pio.kernels.pattern import FULL, AttentionPattern
 from inference_pio.workers.kv.block import IntegrityError
-from inference_pio.workers.kv.manager import KVManager
+from inference_pio.workers.kv.manager import NO_BLOCK, KVManager
 from inference_pio.workers.sequence import Sequence
 from inference_pio.workers.types import BlockId, GenerateRequest, SamplingParams
 
@@ -35,14 +43,29 @@ def compute(kv: KVManager, sequence: Sequence) -> list[tuple[BlockId, BlockId]]:
     return copies
 
 
+def held(table: list[BlockId]) -> list[BlockId]:
+    return [block for block in table if block != NO_BLOCK]
+
+
+def can_fork(sequence: Sequence) -> bool:
+    return sequence.num_uncomputed_tokens == 0 and sequence.sends_from is None
+
+
 class ManagerMachine(RuleBasedStateMachine):
     """Random sequences over two token ids and two salts, so that prefixes meet all the time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kv = KVManager(BLOCKS, SIZE, b"model")
         self.live: list[Sequence] = []
         self.content: dict[tuple[BlockId, int], Prefix] = {}  # by block and epoch
+
+    @initialize(
+        pattern=st.just(FULL)
+        | st.builds(AttentionPattern, window=st.integers(1, 7), sinks=st.integers(0, 5))
+    )
+    def start(self, pattern: AttentionPattern) -> None:
+        self.pattern = pattern
+        self.kv = KVManager(BLOCKS, SIZE, b"model", pattern=pattern)
 
     def _indexed(self) -> dict[Prefix, BlockId]:
         """What the index should find, from the content that was really computed."""
@@ -54,16 +77,37 @@ class ManagerMachine(RuleBasedStateMachine):
         }
 
     def _expected_hits(self, sequence: Sequence) -> list[BlockId]:
-        hits: list[BlockId] = []
+        """The longest table whose blocks are in the index, but for those that are needed no more:
+        every length is tried."""
+        best: list[BlockId] = []
         indexed = self._indexed()
         if sequence.params.prompt_logprobs is not None:
-            return hits
-        for end in range(SIZE, sequence.num_tokens, SIZE):
-            block = indexed.get((sequence.cache_salt, tuple(sequence.token_ids[:end])))
-            if block is None:
-                break
-            hits.append(block)
-        return hits
+            return best
+        for count in range((sequence.num_tokens - 1) // SIZE + 1):
+            hidden = self._hidden(sequence, count * SIZE)
+            table = [
+                NO_BLOCK
+                if number in hidden
+                else indexed.get(
+                    (sequence.cache_salt, tuple(sequence.token_ids[: (number + 1) * SIZE]))
+                )
+                for number in range(count)
+            ]
+            if None not in table:
+                best = [block for block in table if block is not None]
+        return best
+
+    def _hidden(self, sequence: Sequence, position: int) -> set[int]:
+        """Blocks that no token from ``position`` on sees, and that nobody else is to get."""
+        end = position if sequence.sends_from is None else min(position, sequence.sends_from)
+        return {
+            number
+            for number in range(end // SIZE)
+            if not self.pattern.visible(
+                torch.arange(position, position + 20)[:, None],
+                torch.arange(number * SIZE, (number + 1) * SIZE),
+            ).any()
+        }
 
     def _draw_live(self, data: st.DataObject) -> Sequence:
         return data.draw(st.sampled_from(self.live))
@@ -73,15 +117,26 @@ class ManagerMachine(RuleBasedStateMachine):
         salt=st.sampled_from(["a", "b"]),
         logprobs=st.sampled_from([None, None, 0]),
         extra=st.integers(0, 3),
+        sends_from=st.sampled_from([None, None, 0, 2, 4]),
     )
-    def admit(self, prompt: list[int], salt: str, logprobs: int | None, extra: int) -> None:
+    def admit(
+        self,
+        prompt: list[int],
+        salt: str,
+        logprobs: int | None,
+        extra: int,
+        sends_from: int | None,
+    ) -> None:
         sequence = new_sequence(prompt, salt, logprobs)
+        sequence.sends_from = sends_from
         blocks = self.kv.blocks_for(len(prompt)) + extra
         hits = self._expected_hits(sequence)
-        used = {block for other in self.live for block in other.block_table}
+        used = {block for other in self.live for block in held(other.block_table)}
         fits = blocks - len(used.intersection(hits)) <= self.kv.num_available
         assert self.kv.admit(sequence, blocks) == fits
         if fits:
+            room = self.kv.room(sequence) // SIZE - len(hits)
+            assert max(0, blocks - len(held(hits))) <= room <= BLOCKS - self.kv.num_used_blocks
             assert sequence.block_table == hits
             assert sequence.num_cached_tokens == sequence.num_computed_tokens == len(hits) * SIZE
             self.live.append(sequence)
@@ -116,18 +171,19 @@ class ManagerMachine(RuleBasedStateMachine):
             if before[: first + 1] != table[: first + 1] and first < len(before)
             else []
         )
-        others = [b for s in self.live if s is not sequence for b in s.block_table]
+        others = [b for s in self.live if s is not sequence for b in held(s.block_table)]
         assert not set(table[first:]).intersection(others), "it writes to a block of another"
+        written = list(table)
         self.kv.commit(sequence, count)
         for number in range(first, sequence.num_computed_tokens // SIZE):
             prefix = tuple(sequence.token_ids[: (number + 1) * SIZE])
-            key = table[number], self.kv._pool.epoch(table[number])
+            key = written[number], self.kv._pool.epoch(written[number])
             self.content[key] = (sequence.cache_salt, prefix)
 
-    @precondition(lambda self: any(not s.num_uncomputed_tokens for s in self.live))
+    @precondition(lambda self: any(can_fork(s) for s in self.live))
     @rule(data=st.data(), count=st.integers(1, 3), extra=st.integers(0, 2))
     def fork(self, data: st.DataObject, count: int, extra: int) -> None:
-        parent = data.draw(st.sampled_from([s for s in self.live if not s.num_uncomputed_tokens]))
+        parent = data.draw(st.sampled_from([s for s in self.live if can_fork(s)]))
         children = [parent.fork(index) for index in range(1, count + 1)]
         used = self.kv.num_used_blocks
         self.kv.fork(parent, children, len(parent.block_table) + extra)
@@ -165,8 +221,18 @@ class ManagerMachine(RuleBasedStateMachine):
     @invariant()
     def books_agree(self) -> None:
         self.kv.check_integrity()
-        used = {block for sequence in self.live for block in sequence.block_table}
+        used = {block for sequence in self.live for block in held(sequence.block_table)}
         assert self.kv.num_used_blocks == len(used)
+        for sequence in self.live:
+            gaps = {n for n, block in enumerate(sequence.block_table) if block == NO_BLOCK}
+            assert gaps == self._hidden(sequence, sequence.num_computed_tokens)
+            for number in range(sequence.num_computed_tokens // SIZE):
+                prefix = tuple(sequence.token_ids[: (number + 1) * SIZE])
+                key = (
+                    sequence.block_table[number],
+                    self.kv._pool.epoch(sequence.block_table[number]),
+                )
+                assert number in gaps or self.content[key] == (sequence.cache_salt, prefix)
 
     def teardown(self) -> None:
         for sequence in self.live:
@@ -176,7 +242,7 @@ class ManagerMachine(RuleBasedStateMachine):
         assert self.kv.num_available == BLOCKS
 
 
-ManagerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+ManagerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestManagerMachine = ManagerMachine.TestCase
 
 
@@ -308,6 +374,65 @@ def test_what_a_free_would_bring_counts_shared_blocks_once() -> None:
     assert kv.shortfall(head, 6, without=[parent]) == 6 - 1 - 3
     assert kv.shortfall(head, 6, without=[parent, child]) == 0
     assert kv.shortfall(head, 7, without=[parent, child]) == 1
+
+
+def windowed(num_blocks: int = 12, window: int = 5, sinks: int = 2) -> KVManager:
+    return KVManager(num_blocks, 2, b"model", pattern=AttentionPattern(window, sinks))
+
+
+def test_hidden_blocks_are_given_back_and_others_hit_them() -> None:
+    kv, prompt = windowed(), list(range(1, 14))
+    first = new_sequence(prompt)
+    assert kv.admit(first, 7)
+    compute(kv, first)
+    # Token 13 sees tokens 9 to 13 and the first two.
+    assert [n for n, block in enumerate(first.block_table) if block == NO_BLOCK] == [1, 2, 3]
+    assert (kv.num_used_blocks, kv.num_cached_blocks, kv.num_available) == (4, 6, 12 - 7)
+    second = new_sequence([*prompt[:9], 99, 98])
+    assert kv.admit(second, 6)
+    assert second.num_cached_tokens == 8
+    assert [n for n, block in enumerate(second.block_table) if block == NO_BLOCK] == [1]
+    assert second.block_table[0] == first.block_table[0]
+    kv.free(first)
+    kv.free(second)
+    assert (kv.num_used_blocks, kv.num_available) == (0, 12)
+
+
+def test_hits_need_the_sinks_and_the_window_alone() -> None:
+    kv, prompt = windowed(), list(range(1, 14))
+    first = new_sequence(prompt)
+    assert kv.admit(first, 7)
+    compute(kv, first)
+    names = first.block_hashes
+    kv.free(first)
+    for number, cached in ((2, 12), (1, 12), (5, 10), (4, 2), (0, 0)):
+        kv._pool.forget_name(names[number])
+        again = new_sequence(prompt)
+        assert kv.admit(again, 7)
+        assert again.num_cached_tokens == cached, number
+        kv.free(again)
+        kv.check_integrity()
+
+
+def test_what_a_failed_sequence_gave_back_is_forgotten_too() -> None:
+    kv, prompt = windowed(), list(range(1, 14))
+    first = new_sequence(prompt)
+    assert kv.admit(first, 7)
+    compute(kv, first)
+    kv.forget(first)
+    kv.check_integrity()
+    kv.free(first)
+    kv.check_integrity()
+    assert kv.num_cached_blocks == 0
+
+
+def test_what_is_sent_to_another_engine_is_kept() -> None:
+    kv = windowed()
+    sequence = new_sequence(list(range(1, 14)))
+    sequence.sends_from = 4
+    assert kv.admit(sequence, 7)
+    compute(kv, sequence)
+    assert [n for n, block in enumerate(sequence.block_table) if block == NO_BLOCK] == [1]
 
 
 def test_eviction_takes_a_freed_prompt_from_its_tail() -> None:

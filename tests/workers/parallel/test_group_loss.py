@@ -1,6 +1,7 @@
-"""A rank that is dead, stopped or broken: the group ends in bounded time, with a typed error.
+"""A rank that is dead, stopped or broken: the group ends, with a typed error.
 
-Ranks are subprocesses here wherever one is hit; each fault is proved before its effect counts.
+Ranks are subprocesses here wherever one is hit; each fault is proved before its effect counts. Only
+what is proved to be stopped is judged by its silence: on a busy machine the living are silent too.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from inference_pio.workers.types import GenerateRequest, SamplingParams, StepOut
 MakeDriver = Callable[..., Any]
 Prompt = Callable[..., list[int]]
 
-RANK_TIMEOUT_S = 1.0
-BOUND_S = 5.0
-"""Within which everything is to be gone; silence is noticed after ``RANK_TIMEOUT_S``."""
 WAIT_S = 60.0
+RANK_TIMEOUT_S = 10 * WAIT_S
+"""So long that silence ends nothing here until ``SILENCE_S`` takes its place."""
+SILENCE_S = 0.5
+"""What is enough once a process is known to be stopped."""
 GREEDY: dict[str, Any] = {"temperature": 0.0, "ignore_eos": True, "loop_guard": False}
 CONFIG = EngineConfig(
     dtype="float32",
@@ -96,28 +98,55 @@ def test_requests_end_with_a_typed_error_when_a_rank_is_hit(
     running: Running, fault: signal.Signals
 ) -> None:
     assert running.chunks.get(timeout=WAIT_S).finish_reason is None
-    hit = time.monotonic()
     running.rank.send_signal(fault)
     if fault is signal.SIGSTOP:
         until(lambda: running.rank.status() == psutil.STATUS_STOPPED)
+        running.executor._members.hub._timeout_s = SILENCE_S
+        why = "rank 1 gave no sign of life for"
     else:
         until(lambda: gone(running.rank))
+        why = "rank 1 is gone: its connection closed"
     assert running.ends() == dict.fromkeys(("r0", "r1", "r2"), "engine_dead")
     until(lambda: gone(running.rank))
-    assert time.monotonic() - hit < BOUND_S
-    with pytest.raises(EngineDeadError, match="GroupLostError: rank 1"):
+    with pytest.raises(EngineDeadError, match=f"GroupLostError: {why}"):
         asyncio.run(running.engine.health(WAIT_S))
-    with pytest.raises(GroupLostError, match="rank 1"):
+    with pytest.raises(GroupLostError, match=why):
         running.executor.check()
-    with pytest.raises(GroupLostError, match="rank 1"):
+    with pytest.raises(GroupLostError, match=why):
         running.executor.read_blocks([0], torch.empty(running.engine.engine.kv_layout.shape(1)))
 
 
+RANK = f"""
+import gc, signal, sys, threading
+from inference_pio.workers.parallel.launcher import RankSpec
+from inference_pio.workers.parallel.rank import run_rank
+from inference_pio.workers.parallel.signs_of_life import LifeLink
+
+def judge_silence():
+    signal.sigwait({{signal.SIGUSR1}})
+    (link,) = (found for found in gc.get_objects() if isinstance(found, LifeLink))
+    link._timeout_s = {SILENCE_S}
+
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR1}})
+threading.Thread(target=judge_silence, daemon=True).start()
+run_rank(RankSpec.from_json(sys.stdin.read()))
+"""
+"""A rank that takes its rank 0 for dead after ``SILENCE_S`` once it is sent SIGUSR1."""
+
 RANK_0 = f"""
-import sys, time
+import subprocess, sys
 from inference_pio.workers.config import EngineConfig
 from inference_pio.workers.engine import Engine
+from inference_pio.workers.parallel import local_ranks
 from inference_pio.workers.types import GenerateRequest, SamplingParams
+
+class Subprocess:
+    PIPE = subprocess.PIPE
+    @staticmethod
+    def Popen(command, **options):
+        return subprocess.Popen([sys.executable, "-c", {RANK!r}], **options)
+
+local_ranks.subprocess = Subprocess
 engine = Engine(EngineConfig.model_validate_json({CONFIG.model_dump_json()!r}))
 params = SamplingParams(max_tokens=4000, ignore_eos=True)
 print(*(rank.pid for rank in engine.executor.ranks), flush=True)
@@ -139,14 +168,14 @@ def test_ranks_end_without_rank_0(fault: signal.Signals) -> None:
             assert process.stdout is not None
             rank_0 = psutil.Process(process.pid)
             rank = psutil.Process(int(process.stdout.readline()))
-            hit = time.monotonic()
             os.kill(process.pid, fault)
             if fault is signal.SIGSTOP:
                 until(lambda: rank_0.status() == psutil.STATUS_STOPPED)
+                assert not gone(rank)
+                rank.send_signal(signal.SIGUSR1)
             else:
                 until(lambda: gone(rank_0))
             until(lambda: gone(rank))
-            assert time.monotonic() - hit < BOUND_S
         finally:
             process.kill()
 
