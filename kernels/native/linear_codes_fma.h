@@ -67,14 +67,10 @@ class TableCodes {
   simd::Table table_;
 };
 
-// Blocks are fetched from memory so far ahead.
-template <class Codes>
-PIO_INLINE void fetch_ahead(const std::byte* block) {
+// Brings nearer what lies a few blocks behind `num_bytes` bytes that are read now.
+PIO_INLINE void fetch_ahead(const std::byte* from, int64_t num_bytes) {
   constexpr int64_t kAhead = 4096;
-#pragma GCC unroll 2
-  for (int64_t line = 0; line < Codes::kBlockBytes; line += kLineBytes) {
-    simd::fetch(block + kAhead + line);
-  }
+  for (int64_t line = 0; line < num_bytes; line += kLineBytes) simd::fetch(from + kAhead + line);
 }
 
 // How zero points come into a number: before the scale, or as what their product with it is where
@@ -89,29 +85,44 @@ struct alignas(kLineBytes) GroupTerms {
 
   template <class Codes>
   GroupTerms(const GroupLayout& layout, const std::byte* group, const Codes& codes) {
-    for (int64_t column = 0; column < kPanelColumns; column += simd::kLanes) {
-      const std::byte* from = group + column * layout.scale_bytes;
-      const simd::Floats scale = layout.scale_bytes == 2
-                                     ? simd::load_half(reinterpret_cast<const uint16_t*>(from))
-                                     : simd::load(reinterpret_cast<const float*>(from));
-      simd::store(scales + column, scale * simd::filled(1.0f / Codes::unit(column)));
-      simd::Floats zero = simd::filled(codes.zero());
-      if (layout.zero_bytes != 0) {
-        zero += simd::load_int8(group + layout.zeros_at() + column);
-      }
-      if constexpr (kZeros == Zeros::folded) {
-        simd::store(zeros + column, simd::zeros() - zero * scale);
-      } else {
-        simd::store(zeros + column, zero * simd::filled(Codes::unit(column)));
-      }
+    const auto with_scales = [&](auto scale_at) {
+      const std::byte* points = group + layout.zeros_at();
+      const simd::Floats own = simd::filled(codes.zero());
+      if (layout.zero_bytes == 0) return fill<Codes>(scale_at, [&](int64_t) { return own; });
+      fill<Codes>(scale_at,
+                  [&](int64_t column) { return own + simd::load_int8(points + column); });
+    };
+    // One loop for each kind of scale: a test in it would cost as much as the rest.
+    if (layout.scale_bytes == 2) {
+      const auto* scales_at = reinterpret_cast<const uint16_t*>(group);
+      with_scales([&](int64_t column) { return simd::load_half(scales_at + column); });
+    } else {
+      const auto* scales_at = reinterpret_cast<const float*>(group);
+      with_scales([&](int64_t column) { return simd::load(scales_at + column); });
     }
   }
 
   PIO_INLINE simd::Floats finished(int64_t column, simd::Floats x) const {
-    const simd::Floats scale = simd::load(scales + column), zero = simd::load(zeros + column);
+    const simd::Floats scale = simd::load(scales + column);
     if constexpr (kZeros == Zeros::none) return x * scale;
+    const simd::Floats zero = simd::load(zeros + column);
     if constexpr (kZeros == Zeros::subtracted) return (x - zero) * scale;
     return simd::fma(x, scale, zero);
+  }
+
+ private:
+  template <class Codes, class ScaleAt, class ZeroAt>
+  void fill(ScaleAt scale_at, ZeroAt zero_at) {
+#pragma GCC unroll 8
+    for (int64_t column = 0; column < kPanelColumns; column += simd::kLanes) {
+      const simd::Floats scale = scale_at(column);
+      simd::store(scales + column, scale * simd::filled(1.0f / Codes::unit(column)));
+      if constexpr (kZeros == Zeros::folded) {
+        simd::store(zeros + column, (simd::zeros() - zero_at(column)) * scale);
+      } else if constexpr (kZeros == Zeros::subtracted) {
+        simd::store(zeros + column, zero_at(column) * simd::filled(Codes::unit(column)));
+      }
+    }
   }
 };
 
@@ -163,7 +174,7 @@ inline void widen(const GroupLayout& layout, const float* table, const std::byte
     const std::byte* block = group + layout.codes_at() + first * layout.block_bytes;
     float* to = out.data;
     for (int64_t b = 0; b < count; ++b, block += Codes::kBlockBytes, to += kBlockStripCodes) {
-      fetch_ahead<Codes>(block);
+      fetch_ahead(block, Codes::kBlockBytes);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < kBlockInputs * kPanelColumns; i += 2 * simd::kLanes) {
         const int64_t input = i / kPanelColumns, column = i % kPanelColumns;

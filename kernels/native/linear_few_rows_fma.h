@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "linear_codes_fma.h"
 #include "linear_run.h"
@@ -78,11 +79,11 @@ class FewRowsRun {
   // So many blocks go past one part of the columns after the other: they stay in the first cache.
   static constexpr int64_t kPieceBlocks = 32;
 
-  // Pairs of vectors of columns whose sums fit into the registers.
+  // Vectors of columns whose sums fit into the registers, beside what the reader has there.
   template <int kRows, class Codes>
-  static constexpr int64_t kPairs = kRows == 1 && std::is_same_v<Codes, ByteCodes> ? 4
-                                    : kRows <= 2                                   ? 2
-                                                                                   : 1;
+  static constexpr int64_t kVectors = kRows == 1   ? (std::is_same_v<Codes, ByteCodes> ? 8 : 4)
+                                      : kRows == 2 ? (std::is_same_v<Codes, WordCodes> ? 2 : 4)
+                                                   : 2;
 
   template <int kRows, class Terms, class Codes, class Output>
   void run(const Codes& codes, const Output& to) {
@@ -94,61 +95,86 @@ class FewRowsRun {
   }
 
   template <int kRows, class Terms, class Codes>
-  void multiply(const Codes codes, int64_t panel) {
+  void multiply(const Codes& codes, int64_t panel) {
     const GroupLayout& layout = weight_.group;
+    const int64_t group_blocks = layout.blocks();
     const std::byte* group = weight_.data.data() + panel * weight_.panel_bytes();
     std::fill_n(sums_, kRows * kPanelColumns, 0.0f);
-    for (int64_t first = 0; first < blocks_; first += layout.blocks()) {
+    for (int64_t first = 0; first < blocks_; first += group_blocks, group += layout.num_bytes()) {
+      fetch_ahead(group, layout.codes_at());
       const Terms terms(layout, group, codes);
-      const int64_t end = std::min(blocks_, first + layout.blocks());
+      const int64_t end = std::min(blocks_, first + group_blocks);
       const std::byte* block = group + layout.codes_at();
       for (int64_t b = first; b < end; b += kPieceBlocks) {
         const int64_t count = std::min(kPieceBlocks, end - b);
-#pragma GCC unroll 4
-        for (int64_t column = 0; column < kPanelColumns;
-             column += kPairs<kRows, Codes> * 2 * simd::kLanes) {
-          add<kRows, kPairs<kRows, Codes>>(codes, terms, block, count, column,
-                                           x_.data + b * kBlockInputs);
-        }
-        block += count * layout.block_bytes;
+        multiply_piece<kRows>(codes, terms, block, count, x_.data + b * kBlockInputs);
+        block += count * Codes::kBlockBytes;
       }
-      group += layout.num_bytes();
     }
   }
 
-  // Products with `count` blocks are added to the sums of some columns, from `column` on.
-  template <int kRows, int kPairs, class Codes, class Terms>
-  PIO_INLINE void add(const Codes& codes, const Terms& terms, const std::byte* block,
-                      int64_t count, int64_t column, const float* x) {
-    float* const to = sums_ + column;
-    simd::Floats sums[kRows][2 * kPairs];
-    for (int r = 0; r < kRows; ++r) {
-      for (int v = 0; v < 2 * kPairs; ++v) {
-        sums[r][v] = simd::load(to + r * kPanelColumns + v * simd::kLanes);
+  template <int kRows, class Codes, class Terms>
+  void multiply_piece(const Codes& codes, const Terms& terms, const std::byte* block,
+                      int64_t count, const float* x) {
+    constexpr int64_t kColumns = kVectors<kRows, Codes> * simd::kLanes;
+    constexpr int64_t kAtOnce = std::max(kColumns, kStripColumns);
+    // What is fetched meanwhile is shared out evenly: the queue of missed lines is short.
+    const int64_t part = count * Codes::kBlockBytes / (kPanelColumns / kColumns);
+    const std::byte* next = block;
+    for (int64_t column = 0; column < kPanelColumns; column += kAtOnce) {
+      const std::byte* strip = block + column / kStripColumns * (Codes::kBlockBytes / kStrips);
+      fetch_ahead(next, part);
+      add<kRows, kColumns, 0>(codes, terms, strip, count, column, x, x_.stride, sums_);
+      next += part;
+      if constexpr (kColumns < kAtOnce) {
+        fetch_ahead(next, part);
+        add<kRows, kColumns, kColumns>(codes, terms, strip, count, column, x, x_.stride, sums_);
+        next += part;
       }
     }
-    for (int64_t b = 0; b < count; ++b, block += Codes::kBlockBytes, x += kBlockInputs) {
-      if (column == 0) fetch_ahead<Codes>(block);
+  }
+
+  // Products with `count` blocks of the strip that has column `column` are added to the sums of
+  // some columns, from `kFirst` columns behind it on. A function of its own: the compiler shall
+  // have the registers for its loop alone.
+  template <int kRows, int kColumns, int kFirst, class Codes, class Terms>
+  [[gnu::noinline]] static void add(const Codes& codes, const Terms& terms, const std::byte* strip,
+                                    int64_t count, int64_t column, const float* x, int64_t stride,
+                                    float* sums_at) {
+    constexpr int kPairs = kColumns / (2 * simd::kLanes);
+    column += kFirst;
+    sums_at += column;
+    simd::Floats sums[kRows][2 * kPairs];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < 2 * kPairs; ++v) {
+        sums[r][v] = simd::load(sums_at + r * kPanelColumns + v * simd::kLanes);
+      }
+    }
+    for (int64_t b = 0; b < count; ++b, strip += Codes::kBlockBytes, x += kBlockInputs) {
 #pragma GCC unroll 2
       for (int64_t input = 0; input < kBlockInputs; ++input) {
 #pragma GCC unroll 4
         for (int p = 0; p < kPairs; ++p) {
-          const int64_t first = column + p * 2 * simd::kLanes;
-          const simd::FloatPair numbers = codes.at(block, first, input);
-          const simd::Floats a = terms.finished(first, numbers.first);
-          const simd::Floats b = terms.finished(first + simd::kLanes, numbers.second);
+          const int64_t offset = p * 2 * simd::kLanes;
+          const simd::FloatPair numbers = codes.at(strip, kFirst + offset, input);
+          const simd::Floats low = terms.finished(column + offset, numbers.first);
+          const simd::Floats high = terms.finished(column + offset + simd::kLanes, numbers.second);
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
-            const simd::Floats element = simd::filled(x[r * x_.stride + input]);
-            add_product(sums[r][2 * p], a, element);
-            add_product(sums[r][2 * p + 1], b, element);
+            const simd::Floats element = simd::filled(x[r * stride + input]);
+            add_product(sums[r][2 * p], low, element);
+            add_product(sums[r][2 * p + 1], high, element);
           }
         }
       }
     }
+#pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
       for (int v = 0; v < 2 * kPairs; ++v) {
-        simd::store(to + r * kPanelColumns + v * simd::kLanes, sums[r][v]);
+        simd::store(sums_at + r * kPanelColumns + v * simd::kLanes, sums[r][v]);
       }
     }
   }
