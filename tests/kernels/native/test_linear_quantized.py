@@ -1,8 +1,8 @@
 """The native linears of quantized weights, in every instruction set that this CPU has.
 
 Weights in groups are compared with the dense linear of the dequantized weight, bit for bit: only
-what is read from memory differs. With AVX2 alone that is the weight in float32 whatever the dtype of
-the activations. int8 with one scale a row is compared with float64 sums.
+what is read from memory differs. With AVX2 alone that is the weight in float32, whatever the
+activations are. int8 with one scale a row is compared with float64 sums.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ TILED: tuple[tuple[CodeFormat, int, bool, torch.dtype], ...] = (
 def test_rows_around_the_edges_of_tiles(
     library: Library, kind: tuple[CodeFormat, int, bool, torch.dtype]
 ) -> None:
-    """With AMX, up to 16, up to 32 and more rows are multiplied in three ways, with AVX2 up to 4 and
-    more in two, which agree."""
+    """With AMX, up to 16, up to 32 and more rows are multiplied in three ways, which agree; with
+    AVX2 alone, up to 4 and more in two."""
     format, group_size, zeros, scale_dtype = kind
     shape = (145, 289)
     weight = quantized(format, shape, group_size, zeros=zeros, scale_dtype=scale_dtype)
