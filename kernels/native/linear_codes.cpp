@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "linear_code_tiles.h"
+#include "linear_codes_fma.h"
 #include "linear_widen.h"
 
 namespace pio {
@@ -12,6 +13,14 @@ namespace {
 
 // Two k of a byte of codes are a block; so many blocks stay in the first cache while they are filled.
 constexpr int64_t kBlocksAtOnce = 64;
+
+// Whether codes are numbers less 0 or 8.
+bool is_int4(const float* table) {
+  for (int code = 1; code < 16; ++code) {
+    if (table[code] != table[0] + static_cast<float>(code)) return false;
+  }
+  return table[0] == 0.0f || table[0] == -8.0f;
+}
 
 template <class T>
 GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
@@ -23,24 +32,38 @@ GroupLayout plan_group(const QuantizedView& weight, int64_t padded_inputs) {
       .zero_bytes = weight.zeros == nullptr ? 0 : 1,
       .block_bytes = weight.table == nullptr ? kBlockCodes : kBlockCodes / 2,
       .in_tiles = kHasCodeTiles<T> && !weight.has_row_scales() && inputs % kTileInputs == 0,
+      .in_words = kHasCodeWords && weight.table != nullptr && is_int4(weight.table),
   };
 }
 
 // Where the code of an input lies in a block.
 template <class T>
 int64_t place(const GroupLayout& group, int64_t column, int64_t input) {
-  if (sizeof(T) == 4) {
-    return column / kStripColumns * kBlockInputs * kStripColumns + input * kStripColumns +
-           column % kStripColumns;
-  }
+  if (sizeof(T) == 4) return block_place(column, input);
   return group.scale_bytes == 0 ? column / 16 * 32 + input * 16 + column % 16 : column * 2 + input;
 }
 
 // Puts a code of 4 bits where it belongs in a block of zeros.
-void put_nibble(std::byte* block, int64_t place, int code) {
-  const int64_t field = place / 16, lane = place % 16;
+#ifdef __AVX512F__
+template <class T>
+void put_nibble(const GroupLayout& group, std::byte* block, int64_t column, int64_t input,
+                int code) {
+  const int64_t at = place<T>(group, column, input), field = at / 16, lane = at % 16;
   block[lane * 4 + field / 2] |= static_cast<std::byte>(code << (field % 2 * 4));
 }
+#else
+template <class T>
+void put_nibble(const GroupLayout& group, std::byte* block, int64_t column, int64_t input,
+                int code) {
+  std::byte* strip = block + column / kStripColumns * kStripColumns;
+  const int64_t vector = column % kStripColumns / 8, lane = column % 8;
+  if (group.in_words) {
+    strip[lane * 4 + input * 2 + vector / 2] |= static_cast<std::byte>(code << (vector % 2 * 4));
+  } else {
+    strip[lane / 4 * 16 + vector * 4 + lane % 4] |= static_cast<std::byte>(code << (input * 4));
+  }
+}
+#endif
 
 // Puts a code into tiles of zeros: those of `kTileInputs` inputs of a panel.
 void put_in_tiles(std::byte* tiles, int64_t column, int64_t input, int code, bool is_byte) {
@@ -87,8 +110,8 @@ class ColumnPacker {
       const bool has_second = b * kBlockInputs + 1 < weight_.cols;
       if (weight_.table != nullptr) {
         const int pair = static_cast<int>(codes[b]);
-        put_nibble(block, place<T>(group, column_, 0), pair & 15);
-        if (has_second) put_nibble(block, place<T>(group, column_, 1), pair >> 4);
+        put_nibble<T>(group, block, column_, 0, pair & 15);
+        if (has_second) put_nibble<T>(group, block, column_, 1, pair >> 4);
       } else {
         block[place<T>(group, column_, 0)] = codes[b * 2];
         if (has_second) block[place<T>(group, column_, 1)] = codes[b * 2 + 1];
@@ -225,8 +248,10 @@ Prefetch CodePanels<T>::ahead(int64_t panel, int64_t step, int64_t steps, int64_
 }
 
 template struct CodePanels<float>;
-template struct CodePanels<bf16>;
 template CodePanels<float> pack_codes(Team&, const std::vector<QuantizedView>&, const PanelShape&);
+#ifdef __AVX512F__
+template struct CodePanels<bf16>;
 template CodePanels<bf16> pack_codes(Team&, const std::vector<QuantizedView>&, const PanelShape&);
+#endif
 
 }  // namespace pio

@@ -8,8 +8,16 @@
 //           elements have in the dense panel
 //
 // 8-bit codes lie one after the other; where the panel becomes bf16 and they have no scales, their
-// pairs are apart: 16 columns' codes of the first k, then those of the second. 4-bit codes lie so that one vector of 32-bit lanes becomes
-// eight vectors of numbers: bits 4 * j to 4 * j + 3 of lane l are code 16 * j + l of the block.
+// pairs are apart: 16 columns' codes of the first k, then those of the second.
+//
+// 4-bit codes lie so that one vector of 32-bit lanes becomes eight vectors of numbers: bits 4 * j to
+// 4 * j + 3 of lane l are code 16 * j + l of the block.
+//
+// Without AVX-512 codes become float32 whatever the activations are: nothing else is multiplied
+// there, and to round to bf16 takes longer than all the rest. Of 4-bit codes each strip has 32 bytes
+// there. Those of int4 are 8 words: word l has columns l, l + 8, l + 16 and l + 24 of the first k in
+// its lower half, then those of the second. Codes that are looked up have a byte for the two k of a
+// column; bytes 4 * q + i and 16 + 4 * q + i are columns 8 * q + i and 8 * q + 4 + i.
 //
 // With AMX, bf16 and groups of whole tiles, 32 k, the codes lie in tiles instead of blocks:
 //
@@ -37,6 +45,12 @@ namespace pio {
 constexpr int64_t kBlockInputs = 2;
 constexpr int64_t kBlockCodes = kBlockInputs * kPanelColumns;
 constexpr int64_t kBlockStripCodes = kBlockCodes / kStrips;
+
+// Which of a block's codes that become float32 is the one of a column.
+constexpr int64_t block_place(int64_t column, int64_t input) {
+  return column / kStripColumns * kBlockStripCodes + input * kStripColumns + column % kStripColumns;
+}
+
 constexpr int64_t kTileColumns = 16;
 constexpr int64_t kTileInputs = 32;
 
@@ -49,12 +63,24 @@ template <class T>
 constexpr bool kHasCodeTiles = false;
 #endif
 
+// What codes become where activations are of type T.
+#ifdef __AVX512F__
+template <class T>
+using CodeNumber = T;
+constexpr bool kHasCodeWords = false;
+#else
+template <class T>
+using CodeNumber = float;
+constexpr bool kHasCodeWords = true;
+#endif
+
 struct GroupLayout {
   int64_t inputs;       // k of a group, even
   int64_t scale_bytes;  // of one scale: 2 (float16) or 4; 0 where each row has one, in `terms`
   int64_t zero_bytes;   // of one zero point: 1, or 0 without
   int64_t block_bytes;  // 64 with 4 bits a code, 128 with 8
   bool in_tiles;        // instead of blocks
+  bool in_words;        // 4-bit codes of int4, without AVX-512
 
   int64_t zeros_at() const { return kPanelColumns * scale_bytes; }
   int64_t codes_at() const { return kPanelColumns * (scale_bytes + zero_bytes); }

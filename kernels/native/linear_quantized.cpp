@@ -2,6 +2,7 @@
 
 #include "linear_codes.h"
 #include "linear_few_rows_amx.h"
+#include "linear_few_rows_fma.h"
 #include "linear_of_panels.h"
 #include "linear_w8a8.h"
 
@@ -31,13 +32,13 @@ std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack(Team& team, const Quantiz
                                                        const float* bias) {
   check(weight);
   if (weight.has_int8_activations) return pack_w8a8<T>(team, {weight}, bias);
-  const auto shape = plan_panels<T>(weight.cols, weight.rows, kPanelColumns);
-  auto panels = pack_codes<T>(team, {weight}, shape);
+  const auto shape = plan_panels<CodeNumber<T>>(weight.cols, weight.rows, kPanelColumns);
+  auto panels = pack_codes<CodeNumber<T>>(team, {weight}, shape);
   if (bias != nullptr) {
     panels.terms.bias.assign(bias, bias + weight.rows);
     panels.terms.bias.resize(shape.num_panels * kPanelColumns);
   }
-  return std::make_unique<LinearOfPanels<T, CodePanels<T>>>(std::move(panels));
+  return std::make_unique<LinearOfPanels<T, CodePanels<CodeNumber<T>>>>(std::move(panels));
 }
 
 template <class T>
@@ -48,9 +49,9 @@ std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack_swiglu(Team& team, const 
     throw std::invalid_argument("gate and up projections are not quantized alike");
   }
   if (gate.has_int8_activations) return pack_w8a8<T>(team, {gate, up}, nullptr);
-  const auto shape = plan_panels<T>(gate.cols, gate.rows, kPanelColumns / 2);
-  return std::make_unique<LinearOfPanels<T, CodePanels<T>>>(
-      pack_codes<T>(team, {gate, up}, shape));
+  const auto shape = plan_panels<CodeNumber<T>>(gate.cols, gate.rows, kPanelColumns / 2);
+  return std::make_unique<LinearOfPanels<T, CodePanels<CodeNumber<T>>>>(
+      pack_codes<CodeNumber<T>>(team, {gate, up}, shape));
 }
 
 #define PIO_INSTANTIATE(T)                                                                     \

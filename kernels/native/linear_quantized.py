@@ -1,7 +1,7 @@
 """Packed linears whose weights keep their codes: int8, int4 and nf4.
 
-Codes are brought to the activations' dtype in the cache, a piece at a time. In groups that gives
-exactly ``QuantizedWeight.dequantize`` of that dtype; int8 with one scale a row multiplies the sums
+Codes are brought to the activations' dtype in the cache, a piece at a time; with AVX2 alone to
+float32. In groups that gives exactly ``QuantizedWeight.dequantize`` of that dtype; int8 with one scale a row multiplies the sums
 of codes by it instead, and so is not rounded to the activations' dtype before.
 """
 

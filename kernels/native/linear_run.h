@@ -42,9 +42,18 @@ struct Blocking {
   }
 };
 
+// The tiles that multiply rows of T with chunks of `Weight`.
+template <class T, class Weight>
+struct TilesOf {
+  using Type = Tiles<T>;
+};
+
 // `Weight` is `Panels` or what gives chunks of the same layout.
 template <class T, class Weight>
 class LinearRun {
+  template <class E>
+  using Tiles = typename TilesOf<E, Weight>::Type;
+
  public:
   LinearRun(Worker& worker, const Weight& weight, View<const T> x)
       : worker_(worker),

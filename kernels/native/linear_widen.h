@@ -1,8 +1,10 @@
-// Codes to the numbers they stand for, in the layout of a dense panel.
+// Codes to the numbers they stand for, in the layout of a dense panel, with AVX-512.
 #pragma once
 
 #include "linear_codes.h"
 #include "simd_codes.h"
+
+#ifdef __AVX512F__
 
 namespace pio {
 
@@ -66,21 +68,11 @@ class NibbleCodes {
   PIO_INLINE void read(const std::byte* block, Take take) const {
     __builtin_prefetch(block + kCodesAhead);
     simd::Words words = simd::load_words(block);
-    if constexpr (simd::kLanes == 16) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kBlockCodes; i += 32) {
-        const simd::Words next = simd::without_lowest_code(words);
-        take(i, table_.at(words), table_.at(next));
-        words = simd::without_lowest_code(next);
-      }
-    } else {
-      simd::Words upper = simd::load_words(block + 32);
-#pragma GCC unroll 8
-      for (int i = 0; i < kBlockCodes; i += 16) {
-        take(i, table_.at(words), table_.at(upper));
-        words = simd::without_lowest_code(words);
-        upper = simd::without_lowest_code(upper);
-      }
+    for (int i = 0; i < kBlockCodes; i += 2 * simd::kLanes) {
+      const simd::Words next = simd::without_lowest_code(words);
+      take(i, table_.at(words), table_.at(next));
+      words = simd::without_lowest_code(next);
     }
   }
 
@@ -160,3 +152,5 @@ void widen(const GroupLayout& layout, const float* table, const std::byte* group
 }
 
 }  // namespace pio
+
+#endif

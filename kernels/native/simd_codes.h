@@ -48,12 +48,6 @@ PIO_INLINE void store_doubled(float* to, Floats x) {
 
 #else
 
-PIO_INLINE void store_exact_pairs(bf16* to, Floats even, Floats odd) {
-  const __m256i low = _mm256_srli_epi32(_mm256_castps_si256(even), 16);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
-                      _mm256_or_si256(low, _mm256_castps_si256(odd)));
-}
-
 PIO_INLINE Floats load_int8(const std::byte* from) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
@@ -62,30 +56,61 @@ PIO_INLINE Floats load_half(const uint16_t* from) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-using Words = __m256i;
-PIO_INLINE Words load_words(const std::byte* from) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-}
-PIO_INLINE Words without_lowest_code(Words words) { return _mm256_srli_epi32(words, 4); }
+// Of 16 numbers, one vector behind the other.
+struct FloatPair {
+  Floats first, second;
+};
 
+// Sixteen values, looked up by codes of 4 bits, each in a byte of its own. A lookup gives one byte of
+// each code's number; the bytes of a number are then put together.
 class Table {
  public:
-  PIO_INLINE explicit Table(const float* values) : low_(load(values)), high_(load(values + 8)) {}
-  PIO_INLINE Floats at(Words words) const {
-    // The lookups see three bits; the fourth, brought to the sign, chooses between them.
-    const Floats high = _mm256_castsi256_ps(_mm256_slli_epi32(words, 28));
-    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low_, words),
-                            _mm256_permutevar8x32_ps(high_, words), high);
+  PIO_INLINE explicit Table(const float* values) {
+    const __m256i low = _mm256_castps_si256(load(values));
+    const __m256i high = _mm256_castps_si256(load(values + 8));
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto byte = [&](__m256i bits) __attribute__((always_inline)) {
+        return _mm256_and_si256(_mm256_srli_epi32(bits, 8 * i), _mm256_set1_epi32(0xff));
+      };
+      const __m256i words = _mm256_packus_epi32(byte(low), byte(high));
+      bytes_[i] = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words), in_order);
+    }
+  }
+
+  // Of 8 bytes in each half of `codes`, the first or the last: what the first 4 of each number, then
+  // the others.
+  PIO_INLINE FloatPair at(__m256i codes, bool is_last) const {
+    const auto pairs = [&](int byte) __attribute__((always_inline)) {
+      const __m256i even = _mm256_shuffle_epi8(bytes_[byte], codes);
+      const __m256i odd = _mm256_shuffle_epi8(bytes_[byte + 1], codes);
+      return is_last ? _mm256_unpackhi_epi8(even, odd) : _mm256_unpacklo_epi8(even, odd);
+    };
+    const __m256i low = pairs(0), high = pairs(2);
+    return {_mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high)),
+            _mm256_castsi256_ps(_mm256_unpackhi_epi16(low, high))};
   }
 
  private:
-  Floats low_, high_;
+  __m256i bytes_[4];
 };
 
-PIO_INLINE void store_doubled(float* to, Floats x) {
-  const Floats low = _mm256_unpacklo_ps(x, x), high = _mm256_unpackhi_ps(x, x);
-  store(to, _mm256_permute2f128_ps(low, high, 0x20));
-  store(to + kLanes, _mm256_permute2f128_ps(low, high, 0x31));
+// The lower or the upper 4 bits of 32 bytes.
+PIO_INLINE __m256i load_nibbles(const std::byte* from, bool is_upper) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm256_and_si256(is_upper ? _mm256_srli_epi16(bytes, 4) : bytes, _mm256_set1_epi8(15));
+}
+
+// The lower or the upper 16 bits of 8 words; the rest is not zero.
+PIO_INLINE __m256i load_half_words(const std::byte* from, bool is_upper) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return is_upper ? _mm256_srli_epi32(words, 16) : words;
+}
+// Code `field` of 4 bits in each word, times 16 ** field.
+PIO_INLINE Floats scaled_code(__m256i words, int64_t field) {
+  const __m256i mask = _mm256_set1_epi32(15 << (4 * static_cast<int>(field)));
+  return _mm256_cvtepi32_ps(_mm256_and_si256(words, mask));
 }
 
 #endif
