@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.quantized import QuantizedWeight
-from ..workers.model.quantization.quantize import HEAD_FORMAT, MadeFormat, quantize
+from ..workers.model.quantization.quantize import HEAD_FORMATS, MadeFormat, quantize
 from .floor import Work
 from .kernels import Call, Candidate, Case, Setup, num_calls
 
@@ -97,10 +97,10 @@ def linear_cases(
 
 
 def _formats(formats: Sequence[Format], operation: str) -> Sequence[Format]:
-    """Those of an operation: the output layer has one for all that are made."""
+    """Those of an operation: the output layer has formats of its own."""
     if operation != "output":
         return formats
-    return tuple(dict.fromkeys("none" if f == "none" else HEAD_FORMAT for f in formats))
+    return tuple(dict.fromkeys("none" if f == "none" else HEAD_FORMATS[f] for f in formats))
 
 
 Inputs = Mapping[int, Tensor]

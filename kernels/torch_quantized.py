@@ -83,6 +83,24 @@ class W8A8Linear(_Rounding):
 
 
 @dataclass(frozen=True, slots=True)
+class W4A8Linear(_Rounding):
+    """4-bit codes in groups and activations rounded to int8, each token by its own scale."""
+
+    weight: QuantizedWeight
+    bias: Tensor | None
+
+    def __call__(self, x_TC: Tensor, residual_TC: Tensor | None = None) -> Tensor:
+        codes_TC, scales_T1 = round_activations(x_TC)
+        values_TC, outputs = codes_TC.float(), self.weight.shape[0]
+        out_TO = values_TC.new_empty(len(x_TC), outputs)
+        for start in range(0, outputs, BLOCK):
+            span = range(start, min(start + BLOCK, outputs))
+            part = self.weight.rows(span).dequantize()
+            out_TO[:, span.start : span.stop] = torch.nn.functional.linear(values_TC, part)
+        return _finished(out_TO.mul_(scales_T1).to(x_TC.dtype), self.bias, residual_TC)
+
+
+@dataclass(frozen=True, slots=True)
 class Int4Linear(_Rounding):
     """4-bit codes in panels, as torch's kernel reads them, with a scale and a shift a group."""
 
@@ -146,6 +164,8 @@ def pack(weight: QuantizedWeight, bias: Tensor | None, dtype: torch.dtype) -> Pa
             return None  # sums of codes overflow float16
         linear = W8A8Linear if weight.int8_activations else Int8Linear
         return linear(weight.codes, weight.scales_OG.float().view(-1), bias)
+    if weight.format == "int4" and weight.int8_activations:
+        return W4A8Linear(weight, bias)
     rows, columns = weight.shape
     in_panels = weight.format == "int4" and panel_width() > 0 and rows % panel_width() == 0
     if in_panels and weight.group_size in INT4_GROUPS and columns % weight.group_size == 0:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-QuantizationName = Literal["none", "int8", "w8a8", "int4", "nf4"]
+QuantizationName = Literal["none", "int8", "w8a8", "int4", "w4a8", "nf4"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDType = Literal["auto", "int8", "fp8"]
 

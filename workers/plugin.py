@@ -43,7 +43,7 @@ class PluginConfig(FrozenConfig):
     precision: str = "auto"
     """``auto``, ``fp32``, ``bf16`` or ``fp16``."""
     quantization: QuantizationName = "none"
-    """What the linears are rounded to on load: ``int8``, ``w8a8``, ``int4`` or ``nf4``."""
+    """What linears are rounded to on load: ``int8``, ``w8a8``, ``int4``, ``w4a8`` or ``nf4``."""
     kv_cache_dtype: KVCacheDType = "auto"
     """What keys and values are rounded to: ``int8`` or ``fp8``; ``auto`` keeps the precision."""
     tensor_parallel_size: int = Field(1, ge=1)

@@ -43,6 +43,7 @@ class Format(StrEnum):
     INT8 = "int8"
     W8A8 = "w8a8"
     INT4 = "int4"
+    W4A8 = "w4a8"
     NF4 = "nf4"
 
 

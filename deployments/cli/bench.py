@@ -19,11 +19,11 @@ bench_app = typer.Typer(
 Json = Annotated[Path | None, typer.Option("--json", help="Write the report here.")]
 Picture = Annotated[Path | None, typer.Option(help="Draw the rows here (.png or .svg).")]
 Model = Annotated[str, typer.Argument(help="embedded, a checkpoint folder, or a hub name.")]
-QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4 or nf4.")]
+QuantizationOption = Annotated[str, typer.Option(help="none, int8, w8a8, int4, w4a8 or nf4.")]
 DTypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Formats = Annotated[
     list[str] | None,
-    typer.Option(help="none, int8, w8a8, int4 or nf4; may be repeated. [default: all]"),
+    typer.Option(help="none, int8, w8a8, int4, w4a8 or nf4; may be repeated. [default: all]"),
 ]
 Rounds = Annotated[int, typer.Option(min=1, help="Rounds after a warm-up.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: every core]")]

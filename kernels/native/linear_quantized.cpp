@@ -4,6 +4,7 @@
 #include "linear_few_rows_amx.h"
 #include "linear_few_rows_fma.h"
 #include "linear_of_panels.h"
+#include "linear_w4a8.h"
 #include "linear_w8a8.h"
 
 namespace pio {
@@ -25,13 +26,21 @@ bool are_alike(const QuantizedView& one, const QuantizedView& other) {
          (one.zeros == nullptr) == (other.zeros == nullptr);
 }
 
+template <class T>
+std::unique_ptr<PackedLinear<T>> pack_rounding(Team& team,
+                                               const std::vector<QuantizedView>& weights,
+                                               const float* bias) {
+  const bool has_bytes = weights.front().table == nullptr;
+  return has_bytes ? pack_w8a8<T>(team, weights, bias) : pack_w4a8<T>(team, weights, bias);
+}
+
 }  // namespace
 
 template <class T>
 std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack(Team& team, const QuantizedView& weight,
                                                        const float* bias) {
   check(weight);
-  if (weight.has_int8_activations) return pack_w8a8<T>(team, {weight}, bias);
+  if (weight.has_int8_activations) return pack_rounding<T>(team, {weight}, bias);
   const auto shape = plan_panels<CodeNumber<T>>(weight.cols, weight.rows, kPanelColumns);
   auto panels = pack_codes<CodeNumber<T>>(team, {weight}, shape);
   if (bias != nullptr) {
@@ -48,7 +57,7 @@ std::unique_ptr<PackedLinear<T>> PackedLinear<T>::pack_swiglu(Team& team, const 
   if (!are_alike(gate, up)) {
     throw std::invalid_argument("gate and up projections are not quantized alike");
   }
-  if (gate.has_int8_activations) return pack_w8a8<T>(team, {gate, up}, nullptr);
+  if (gate.has_int8_activations) return pack_rounding<T>(team, {gate, up}, nullptr);
   const auto shape = plan_panels<CodeNumber<T>>(gate.cols, gate.rows, kPanelColumns / 2);
   return std::make_unique<LinearOfPanels<T, CodePanels<CodeNumber<T>>>>(
       pack_codes<CodeNumber<T>>(team, {gate, up}, shape));

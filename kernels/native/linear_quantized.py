@@ -1,8 +1,9 @@
 """Packed linears whose weights keep their codes: int8, int4 and nf4.
 
 Codes are brought to the activations' dtype in the cache, a piece at a time; with AVX2 alone to
-float32. In groups that gives exactly ``QuantizedWeight.dequantize`` of that dtype; int8 with one scale a row multiplies the sums
-of codes by it instead, and so is not rounded to the activations' dtype before.
+float32. In groups that gives exactly ``QuantizedWeight.dequantize`` of that dtype; int8 with one
+scale a row multiplies the sums of codes by it instead, and so is not rounded to the activations'
+dtype before. With int8 activations codes are multiplied as they are.
 """
 
 from __future__ import annotations
@@ -101,9 +102,10 @@ class QuantizedSwiGLU(AnySwiGLU):
 
 def is_kept(weight: QuantizedWeight) -> bool:
     """Whether the library computes with the weight's codes: int8, int4 or nf4 in groups of an even
-    number of neighbouring columns; with int8 activations, int8 with one scale a row."""
+    number of neighbouring columns; with int8 activations, int8 with one scale a row and int4 with
+    float16 scales of a multiple of 32 columns or of a row."""
     if weight.int8_activations:
-        return _has_row_scales(weight)
+        return _has_row_scales(weight) or _has_whole_groups(weight)
     in_runs = weight.column_groups_I is None
     even = weight.group_size % 2 == 0 or weight.group_size >= weight.shape[1]
     return weight.format != "fp8" and in_runs and even
@@ -124,6 +126,12 @@ def are_alike(gate: QuantizedWeight, up: QuantizedWeight) -> bool:
 
 def _has_row_scales(weight: QuantizedWeight) -> bool:
     return weight.format == "int8" and weight.zeros_OG is None and weight.scales_OG.shape[1] == 1
+
+
+def _has_whole_groups(weight: QuantizedWeight) -> bool:
+    in_runs = weight.column_groups_I is None and weight.zeros_OG is None
+    whole = weight.group_size % 32 == 0 or weight.group_size >= weight.shape[1]
+    return weight.format == "int4" and weight.scales_OG.dtype == torch.float16 and in_runs and whole
 
 
 def _table(weight: QuantizedWeight) -> Tensor | None:

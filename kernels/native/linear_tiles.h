@@ -19,6 +19,7 @@
 #pragma once
 
 #include "linear_panels.h"
+#include "simd.h"
 #include "types.h"
 
 namespace pio {
@@ -27,7 +28,7 @@ inline void prefetch_step(const Prefetch& ahead, int64_t step) {
   for (int64_t strip = 0; strip < kStrips; ++strip) {
     const std::byte* from = ahead.weights.at(strip * kStripColumns) + step * kStepBytes;
     for (int64_t line = 0; line < kStepBytes; line += kLineBytes) {
-      __builtin_prefetch(from + line, 0, 2);
+      simd::fetch(from + line);
     }
   }
 }

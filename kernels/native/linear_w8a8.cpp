@@ -5,33 +5,12 @@
 
 #include "linear_codes.h"
 #include "linear_of_panels.h"
+#include "linear_rescaled.h"
 #include "linear_rounding.h"
 
 namespace pio {
 
 namespace {
-
-// Makes products of int32 sums before they become what `to` says.
-template <class Output>
-struct Rescaled {
-  Output to;
-  const float* token_scales;
-  const ColumnTerms& terms;
-  int64_t panel_columns;  // results of one panel
-};
-
-template <class Output>
-void finish(const Rescaled<Output>& to, int64_t row, int64_t first, int64_t columns,
-            const Product& product) {
-  const simd::Floats scale = simd::filled(to.token_scales[row]);
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < kPanelColumns; i += simd::kLanes) {
-    float* at = product.at(i);
-    simd::store(at, simd::to_floats(simd::load_ints(at)) * scale);
-  }
-  apply(to.terms, first / to.panel_columns, product);
-  finish(to.to, row, first, columns, product);
-}
 
 struct W8A8Panels : Panels {
   ColumnTerms token_terms;  // after the token's scale
@@ -41,7 +20,7 @@ template <class T, class Output>
 void multiply(Worker& worker, const W8A8Panels& weight, View<const T> x, const Output& to) {
   const RoundedRows rows = round_rows(worker, x, weight.shape.steps * 4);
   LinearRun<int8_t, Panels>(worker, weight, rows.codes)(
-      Rescaled<Output>{to, rows.scales, weight.token_terms, weight.shape.panel_columns});
+      Rescaled<int32_t, Output>{to, rows.scales, weight.token_terms, weight.shape.panel_columns});
 }
 
 }  // namespace

@@ -42,6 +42,13 @@ PIO_INLINE void store_rounded(int8_t* to, Floats x) {
 
 #endif
 
+// The same 32 bits in every lane.
+PIO_INLINE Ints filled_four(const void* from) {
+  int32_t bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return filled_ints(bits);
+}
+
 #ifdef __AVX512VNNI__
 
 // The instruction multiplies unsigned by signed: weights are 128 too large, and every sum begins 128
@@ -51,7 +58,10 @@ using Activations = Ints;
 PIO_INLINE Weights weights_of(Ints codes) {
   return _mm512_xor_si512(codes, filled_ints(static_cast<int32_t>(0x80808080)));
 }
-PIO_INLINE Activations activations_of(Ints codes) { return codes; }
+
+// What tiles read activations from: the codes themselves.
+using LaidOut = int8_t;
+PIO_INLINE Activations load_activations(const LaidOut* four) { return filled_four(four); }
 PIO_INLINE Ints add_products(Ints sum, Weights weights, Activations activations) {
   return _mm512_dpbusd_epi32(sum, weights, activations);
 }
@@ -72,8 +82,21 @@ struct Pairs {
 using Weights = Pairs;
 using Activations = Pairs;
 
+// What tiles read activations from: all four, in this order.
+using LaidOut = int16_t;
+PIO_INLINE Activations load_activations(const LaidOut* four) {
+  return {filled_four(four), filled_four(four + 2)};
+}
+// Of 16 codes.
+PIO_INLINE void lay_out(LaidOut* to, const int8_t* codes) {
+  const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      _mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, order)));
+}
+
 #ifdef __AVX512F__
-PIO_INLINE Pairs pairs_of(Ints codes) {
+PIO_INLINE Weights weights_of(Ints codes) {
   return {_mm512_srai_epi16(_mm512_slli_epi16(codes, 8), 8), _mm512_srai_epi16(codes, 8)};
 }
 PIO_INLINE Ints add_products(Ints sum, const Weights& weights, const Activations& activations) {
@@ -82,7 +105,7 @@ PIO_INLINE Ints add_products(Ints sum, const Weights& weights, const Activations
   return _mm512_add_epi32(sum, _mm512_add_epi32(even, odd));
 }
 #else
-PIO_INLINE Pairs pairs_of(Ints codes) {
+PIO_INLINE Weights weights_of(Ints codes) {
   return {_mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8), _mm256_srai_epi16(codes, 8)};
 }
 PIO_INLINE Ints add_products(Ints sum, const Weights& weights, const Activations& activations) {
@@ -91,9 +114,7 @@ PIO_INLINE Ints add_products(Ints sum, const Weights& weights, const Activations
   return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
 }
 #endif
-PIO_INLINE Weights weights_of(Ints codes) { return pairs_of(codes); }
-PIO_INLINE Activations activations_of(Ints codes) { return pairs_of(codes); }
-inline int32_t first_sum(const int8_t*, int64_t) { return 0; }
+inline int32_t first_sum(const LaidOut*, int64_t) { return 0; }
 
 #endif
 

@@ -37,7 +37,7 @@ OPERATIONS = {
     *("linear", "linear, float32 out", "SwiGLU"),
 }
 TRITON_OPERATIONS = OPERATIONS | {
-    *("int8 linear", "w8a8 linear", "int4 linear", "nf4 linear", "fp8 linear"),
+    *("int8 linear", "w8a8 linear", "int4 linear", "w4a8 linear", "nf4 linear", "fp8 linear"),
     *("layer, decode", "layer, mixed"),
 }
 

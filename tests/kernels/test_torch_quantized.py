@@ -21,6 +21,7 @@ from inference_pio.kernels.torch_quantized import (
     FEW_ROWS_INT4,
     Int4Linear,
     Int8Linear,
+    W4A8Linear,
     W8A8Linear,
     pack,
     panel_width,
@@ -194,6 +195,26 @@ def test_w8a8_rounds_each_token_by_its_own_scale(rows: int) -> None:
     # In units of each token's scale: sums of whole numbers lose digits where they cancel.
     torch.testing.assert_close(linear(x) / scale, expected / scale, rtol=1e-4, atol=1e-3)
     assert bool((linear(torch.zeros(2, 96)) == 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(1, 96, 32), (7, 90, 64), (40, 64, 64)]
+)
+def test_w4a8_rounds_each_token_by_its_own_scale(
+    rows: int, columns: int, group_size: int, dtype: torch.dtype
+) -> None:
+    weight = random_weight("int4", (600, columns), group_size, int8_activations=True)
+    bias = torch.randn(600).to(dtype)
+    linear = pack(weight, bias, dtype)
+    assert type(linear) is W4A8Linear
+    x = (torch.randn(rows, columns) * torch.logspace(-2, 2, rows)[:, None]).to(dtype)
+    scale = x.float().abs().amax(1, keepdim=True) / 127
+    expected = ((x.float() / scale).round() * scale) @ weight.dequantize().T + bias.float()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 2e-3}[dtype]
+    got = linear(x)
+    assert got.dtype == dtype
+    assert float((got.float() - expected).norm() / expected.norm()) < tolerance
 
 
 def test_swiglu_of_quantized_weights() -> None:

@@ -28,7 +28,10 @@ SMALL = {"kv_cache_bytes": 4 << 20}
             {"tensor_parallel_size": 4, "sequence_parallel_size": 2},
             r"sequence_parallel_size is 2; .* so it is tensor_parallel_size \(4\) or 1",
         ),
-        ({"quantization": "int2"}, "Input should be 'none', 'int8', 'w8a8', 'int4' or 'nf4'"),
+        (
+            {"quantization": "int2"},
+            "Input should be 'none', 'int8', 'w8a8', 'int4', 'w4a8' or 'nf4'",
+        ),
         ({"use_flash_attention": True}, "PluginConfig has no key 'use_flash_attention'"),
         ({"max_batch": 3}, "no key 'max_batch'; did you mean 'max_batch_size'"),
         ({"max_batch_size": 0}, "max_batch_size"),
@@ -98,7 +101,7 @@ def test_load_use_unload() -> None:
     plugin.unload()
 
 
-@pytest.mark.parametrize("quantization", ["int8", "w8a8", "int4", "nf4"])
+@pytest.mark.parametrize("quantization", ["int8", "w8a8", "int4", "w4a8", "nf4"])
 def test_a_quantized_model_answers(quantization: str) -> None:
     plugin = create_qwen3_0_6b_plugin("embedded", quantization=quantization, **SMALL)
     greedy = SamplingParams(temperature=0.0)

@@ -19,7 +19,7 @@ from .loader import Checkpoint
 from .names import EMBEDDING, HEAD, expected_shapes, linear_of
 from .quantization.layout import Layout
 from .quantization.own import OwnLayout
-from .quantization.quantize import HEAD_FORMAT, MadeFormat, quantize
+from .quantization.quantize import HEAD_FORMATS, MadeFormat, quantize
 
 
 class LinearReader:
@@ -121,7 +121,7 @@ class LinearReader:
         """What a weight that is not stored quantized is rounded to."""
         is_head = f"{prefix}.weight" in (HEAD, EMBEDDING)
         if self._making is not None:
-            return HEAD_FORMAT if is_head else self._making
+            return HEAD_FORMATS[self._making] if is_head else self._making
         if is_head and isinstance(self._layout, OwnLayout):
             return self._layout.head_format  # tied: the file has the embedding alone
         return None

@@ -1,14 +1,27 @@
-"""This project's engine, stepped directly; in the environment where it is installed."""
+"""This project's engine, stepped directly; in the environment where it is installed.
+
+llama.cpp and OpenVINO round activations to 8 bits where weights have 8 or 4, so int8 is ``w8a8``
+and int4 is ``w4a8`` here. With AMX int4 stays ``int4``: ``w4a8`` does not use its tiles.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 
-from inference_pio.benchmarks.systems import KV_BYTES, OwnEngine
-from inference_pio.workers.config import EngineConfig
+import torch
 
-QUANTIZATION = {"int8": "w8a8", "int4": "int4"}
-"""The others round activations to 8 bits as well where weights have 8."""
+from inference_pio.benchmarks.systems import KV_BYTES, OwnEngine
+from inference_pio.kernels.dispatch import select_kernels
+from inference_pio.workers.config import EngineConfig, QuantizationName
+
+
+def quantization_of(precision: str, kernels: str) -> QuantizationName:
+    """What stands for a precision where the kernels of this name compute."""
+    if precision == "int8":
+        return "w8a8"
+    if precision == "int4":
+        return "int4" if kernels == "native:amx" else "w4a8"
+    return "none"
 
 
 def prepare(checkpoint: str, precision: str, folder: str) -> None:
@@ -19,12 +32,14 @@ class Peer:
     """A loaded engine."""
 
     def __init__(self, checkpoint: str, precision: str, folder: str, threads: int) -> None:
-        quantization = QUANTIZATION.get(precision)
+        kernels = select_kernels(torch.device("cpu"), torch.bfloat16)
+        quantization = quantization_of(precision, kernels.name)
+        is_quantized = quantization != "none"
         config = EngineConfig.model_validate(
             {
                 "model": checkpoint,
-                "dtype": "bfloat16" if quantization else precision,
-                "quantization": quantization or "none",
+                "dtype": "bfloat16" if is_quantized else precision,
+                "quantization": quantization,
                 "num_threads": threads,
                 "kv_cache_bytes": KV_BYTES,
                 "max_num_seqs": 32,
@@ -32,6 +47,8 @@ class Peer:
             }
         )
         self.version = importlib.metadata.version("inference-pio")
+        if is_quantized:
+            self.version += f" in {quantization}"
         self._engine = OwnEngine(config)
 
     def decode_seconds(self, batch: int, prompt: int, steps: int) -> float:

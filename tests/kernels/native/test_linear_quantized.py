@@ -379,3 +379,105 @@ def test_what_is_not_finite_does_not_become_an_int8_code(library: Library) -> No
     assert bool(out[[4, 20]].isnan().all())
     rest = [row for row in range(33) if row not in (4, 20)]
     assert torch.equal(out[rest], expected[rest])
+
+
+def int4_with_int8_activations(
+    shape: tuple[int, int], group_size: int = 32, seed: int = 0
+) -> QuantizedWeight:
+    return replace(quantized("int4", shape, group_size, seed=seed), int8_activations=True)
+
+
+def grouped_product(x: Tensor, weight: QuantizedWeight) -> tuple[Tensor, Tensor]:
+    """What int8 activations give, in float64, and the sum of its groups' magnitudes."""
+    codes_TC, scales_T1 = round_activations(x)
+    scales_T1, weight_OC = scales_T1.double(), weight.dequantize(torch.float64)
+    magnitude_TO = torch.zeros(len(x), len(weight_OC), dtype=torch.float64)
+    for start in range(0, x.shape[1], 32):
+        part = slice(start, start + 32)
+        magnitude_TO += (codes_TC[:, part].double() @ weight_OC[:, part].T).abs()
+    exact_TO = codes_TC.double() @ weight_OC.T
+    return exact_TO * scales_T1, magnitude_TO * scales_T1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group_size", [32, 64, 10**6])
+def test_int4_with_int8_activations_adds_up_exact_groups(
+    library: Library, group_size: int, dtype: torch.dtype
+) -> None:
+    for shape in SHAPES:
+        weight = int4_with_int8_activations(shape, group_size)
+        bias = random(1, shape[0], torch.float32, 1)[0]
+        packed = QuantizedLinear(library, library.team(2), weight, bias, dtype)
+        x = random(max(ROWS), shape[1], dtype, 2)
+        x[3] = 0
+        x[4] *= 1e-20
+        exact, magnitude = grouped_product(x, weight)
+        in_float32 = packed.in_float32(x)
+        # Each group's sum is rounded once where it is added.
+        bound = (magnitude * (shape[1] / 32 + 4) + bias.abs()) * 2.0**-24 + 1e-37
+        assert bool(((in_float32.double() - exact - bias).abs() <= bound).all()), shape
+        for rows in ROWS:
+            assert torch.equal(packed(x[:rows]), in_float32[:rows].to(dtype)), (shape, rows)
+
+
+def test_int4_sums_hold_the_largest_codes(library: Library) -> None:
+    for code in (0, 15):
+        weight = int4_with_int8_activations((64, 96))
+        weight = replace(weight, codes=torch.full((64, 48), code * 17, dtype=torch.uint8))
+        packed = QuantizedLinear(library, library.team(1), weight, None, torch.float32)
+        for sign in (-1, 1):
+            x = torch.full((5, 96), sign * 2.5)
+            x[1, ::2] *= -1
+            exact, magnitude = grouped_product(x, weight)
+            difference = (packed.in_float32(x).double() - exact).abs()
+            assert bool((difference <= magnitude * 2.0**-21).all()), (code, sign)
+
+
+def test_int4_with_int8_activations_of_many_rows_and_threads(library: Library) -> None:
+    weight, x = int4_with_int8_activations((200, 2100)), random(700, 2100, torch.bfloat16, 1)
+    expected = QuantizedLinear(library, library.team(1), weight, None, torch.bfloat16)
+    packed = QuantizedLinear(library, library.team(3), weight, None, torch.bfloat16)
+    out = packed.in_float32(x)
+    for start, end in ((0, 700), (699, 700), (0, 2), (3, 6), (3, 9), (5, 520)):
+        assert torch.equal(expected.in_float32(x[start:end]), out[start:end])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_int4_with_int8_activations_in_a_swiglu(library: Library, dtype: torch.dtype) -> None:
+    gate, up = (int4_with_int8_activations((100, 48), seed=seed) for seed in (0, 1))
+    packed = QuantizedSwiGLU(library, library.team(2), gate, up, dtype)
+    x = random(40, 48, dtype, 2)
+    exact = torch.nn.functional.silu(grouped_product(x, gate)[0]) * grouped_product(x, up)[0]
+    torch.testing.assert_close(packed(x).double(), exact, rtol=2.1 * UNIT[dtype], atol=1e-4)
+
+
+def test_int4_with_int8_activations_reads_no_other_columns(library: Library) -> None:
+    whole, weight = random(9, 100, torch.bfloat16, 0), int4_with_int8_activations((50, 37))
+    whole[:, 37:] = float("nan")
+    packed = QuantizedLinear(library, library.team(2), weight, None, torch.bfloat16)
+    expected = packed.in_float32(whole[:, :37].clone())
+    assert torch.equal(packed.in_float32(whole[:, :37]), expected)
+    stream = random(9, 50, torch.float32, 5)
+    wanted = stream + expected
+    packed.add_to_stream(whole[:, :37], stream)
+    assert torch.equal(stream, wanted)
+    assert packed.num_bytes == 64 * 2 * (32 * 4.5) / 8
+
+
+def test_which_int4_is_kept_for_int8_activations(library: Library) -> None:
+    weight = int4_with_int8_activations((8, 96))
+    assert is_kept(weight)
+    assert is_kept(int4_with_int8_activations((8, 90), 90)), "one group is a whole row"
+    assert not are_alike(weight, replace(weight, int8_activations=False))
+    zeros = torch.zeros(8, 3, dtype=torch.int8)
+    others = (
+        int4_with_int8_activations((8, 96), 48),
+        replace(weight, zeros_OG=zeros),
+        replace(weight, scales_OG=weight.scales_OG.float()),
+        replace(weight, column_groups_I=torch.zeros(96, dtype=torch.int32)),
+    )
+    for other in others:
+        assert not is_kept(other)
+    for other in others[:3]:
+        with pytest.raises(KernelError, match="groups of 32 columns"):
+            QuantizedLinear(library, library.team(1), other, None, torch.float32)

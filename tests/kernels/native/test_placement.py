@@ -41,6 +41,8 @@ PACKS: dict[str, Pack] = {
     "swiglu": swiglu,
     "int8": quantized("int8"),
     "int4": quantized("int4"),
+    "w8a8": quantized("w8a8"),
+    "w4a8": quantized("w4a8"),
     "nf4": quantized("nf4"),
 }
 

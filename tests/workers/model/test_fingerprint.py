@@ -49,7 +49,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
 
 def test_weights_that_are_made_on_load_are_others(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint()
-    names = ("none", "int8", "w8a8", "int4", "nf4")
+    names = ("none", "int8", "w8a8", "int4", "w4a8", "nf4")
     fingerprints = {model_fingerprint(folder, quantization=name) for name in names}
     assert len(fingerprints) == len(names)
     assert model_fingerprint(folder) in fingerprints

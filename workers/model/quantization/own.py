@@ -2,10 +2,11 @@
 
 For a linear of [out, in]:
     weight        int8 and w8a8: int8 [out, in];
-                  int4 and nf4: uint8 [out, ceil(in / 2)], two codes a byte, the even column in the
-                  low half; int4 codes stand for themselves less 8, nf4 codes for a place in the
-                  NF4 table
-    weight_scale  float32 (int8, w8a8) or float16 (int4, nf4), [out, ceil(in / group_size)]
+                  int4, w4a8 and nf4: uint8 [out, ceil(in / 2)], two codes a byte, the even column
+                  in the low half; int4 codes stand for themselves less 8, nf4 codes for a place
+                  in the NF4 table
+    weight_scale  float32 (int8, w8a8) or float16 (int4, w4a8, nf4),
+                  [out, ceil(in / group_size)]
 """
 
 from __future__ import annotations
@@ -16,10 +17,23 @@ from torch import Tensor
 
 from ....kernels.quantized import QuantizedWeight
 from .layout import Settings, Shape, Tensors, check_dtype
-from .quantize import CODE_FORMATS, GROUP_SIZES, HEAD_FORMAT, MADE_FORMATS, MadeFormat
+from .quantize import (
+    CODE_FORMATS,
+    GROUP_SIZES,
+    HEAD_FORMATS,
+    INT8_ACTIVATIONS,
+    MADE_FORMATS,
+    MadeFormat,
+)
 
 METHOD = "inference-pio"
-_DTYPES: dict[MadeFormat, str] = {"int8": "I8", "w8a8": "I8", "int4": "U8", "nf4": "U8"}
+_DTYPES: dict[MadeFormat, str] = {
+    "int8": "I8",
+    "w8a8": "I8",
+    "int4": "U8",
+    "w4a8": "U8",
+    "nf4": "U8",
+}
 
 
 class OwnLayout:
@@ -62,7 +76,7 @@ class OwnLayout:
             codes=tensors.view(f"{prefix}.weight"),
             scales_OG=tensors.view(f"{prefix}.weight_scale"),
             group_size=group,
-            int8_activations=format == "w8a8",
+            int8_activations=format in INT8_ACTIVATIONS,
         )
 
     def _of(self, prefix: str, shape: Shape) -> tuple[MadeFormat, int]:
@@ -77,7 +91,7 @@ def own_settings(format: MadeFormat) -> dict[str, Any]:
         "quant_method": METHOD,
         "format": format,
         "group_size": GROUP_SIZES[format] or -1,
-        "head_format": HEAD_FORMAT,
+        "head_format": HEAD_FORMATS[format],
     }
 
 

@@ -1,6 +1,6 @@
 """Rounding a weight to few bits: how int8, int4 and nf4 are made on load and for files.
 
-``w8a8`` is int8 whose activations may be rounded to int8 too.
+``w8a8`` is int8 and ``w4a8`` int4 whose activations may be rounded to int8 too.
 """
 
 from __future__ import annotations
@@ -14,22 +14,37 @@ from torch import Tensor
 
 from ....kernels.quantized import NF4_VALUES, CodeFormat, QuantizedWeight, pack_pairs
 
-MadeFormat = Literal["int8", "w8a8", "int4", "nf4"]
+MadeFormat = Literal["int8", "w8a8", "int4", "w4a8", "nf4"]
 MADE_FORMATS: tuple[MadeFormat, ...] = get_args(MadeFormat)
 
-HEAD_FORMAT: MadeFormat = "int8"
-"""The output layer's, whatever the layers have: 4 bits there cost accuracy, 16 cost speed."""
+HEAD_FORMATS: dict[MadeFormat, MadeFormat] = {
+    "int8": "int8",
+    "w8a8": "int8",
+    "int4": "int8",
+    "w4a8": "w8a8",
+    "nf4": "int8",
+}
+"""The output layer's, by that of the layers: 4 bits there cost accuracy, 16 cost speed."""
 
 # One scale a row keeps int8 matrix units busy and loses next to nothing; int4 needs
 # small groups; 64 is what nf4 is published with.
-GROUP_SIZES: dict[MadeFormat, int | None] = {"int8": None, "w8a8": None, "int4": 32, "nf4": 64}
+GROUP_SIZES: dict[MadeFormat, int | None] = {
+    "int8": None,
+    "w8a8": None,
+    "int4": 32,
+    "w4a8": 32,
+    "nf4": 64,
+}
 """Columns of a group; ``None``: a whole row."""
 CODE_FORMATS: dict[MadeFormat, CodeFormat] = {
     "int8": "int8",
     "w8a8": "int8",
     "int4": "int4",
+    "w4a8": "int4",
     "nf4": "nf4",
 }
+INT8_ACTIVATIONS: frozenset[MadeFormat] = frozenset(("w8a8", "w4a8"))
+"""Formats whose activations may be rounded to int8."""
 
 # Rows that are rounded at once: bounds the float32 copies.
 _ROWS = 4096
@@ -57,7 +72,7 @@ def quantize(weight: Tensor, format: MadeFormat) -> QuantizedWeight:
         codes=torch.cat([part.codes for part in parts]),
         scales_OG=torch.cat([part.scales_OG for part in parts]),
         group_size=group,
-        int8_activations=format == "w8a8",
+        int8_activations=format in INT8_ACTIVATIONS,
     )
 
 

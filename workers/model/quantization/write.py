@@ -21,7 +21,7 @@ from ..loader import INDEX_FILE, SINGLE_FILE, Checkpoint, LoadProgress
 from ..names import HEAD, expected_shapes, linear_of
 from .detect import layout_of
 from .own import own_settings, own_tensors
-from .quantize import HEAD_FORMAT, MadeFormat, quantize
+from .quantize import HEAD_FORMATS, MadeFormat, quantize
 
 MAX_FILE_BYTES = 2 * 10**9
 # Weights in any form; everything else in the folder belongs to the model and is copied.
@@ -78,7 +78,7 @@ def _tensors(
                 yield {name: stored.clone()}
             else:
                 try:
-                    made = quantize(stored, HEAD_FORMAT if name == HEAD else format)
+                    made = quantize(stored, HEAD_FORMATS[format] if name == HEAD else format)
                 except ValueError as error:
                     raise CheckpointError(
                         f"{checkpoint.folder}: {name} cannot be quantized: {error}"

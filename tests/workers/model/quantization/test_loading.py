@@ -16,7 +16,12 @@ from inference_pio.kernels.context import ContextItem, build_context
 from inference_pio.kernels.native.forward import NativeStack
 from inference_pio.kernels.native.library import cpu_flags, usable
 from inference_pio.kernels.native.linear_quantized import QuantizedLinear, QuantizedSwiGLU
-from inference_pio.kernels.torch_quantized import Int4Linear, Int8Linear, W8A8Linear
+from inference_pio.kernels.torch_quantized import (
+    Int4Linear,
+    Int8Linear,
+    W4A8Linear,
+    W8A8Linear,
+)
 from inference_pio.workers.model.config import CheckpointError
 from inference_pio.workers.model.quantization.quantize import MADE_FORMATS, MadeFormat
 from inference_pio.workers.model.quantization.write import write_quantized
@@ -120,23 +125,23 @@ def test_a_written_checkpoint_is_the_one_made_on_load(
         made = logits(load(source, dtype=dtype, quantization=format))
         assert torch.equal(logits(load(tmp_path / "out", dtype=dtype)), made)
     distance = (made - logits(load(source))).abs().mean()
-    assert distance < {"int8": 0.05, "w8a8": 0.1, "int4": 0.5, "nf4": 0.5}[format]
+    assert distance < {"int8": 0.05, "w8a8": 0.1, "int4": 0.5, "w4a8": 0.5, "nf4": 0.5}[format]
 
 
 def test_torch_keeps_what_it_has_kernels_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERENCE_PIO_KERNELS", "torch")
-    kinds = {"int8": Int8Linear, "w8a8": W8A8Linear, "int4": Int4Linear}
+    kinds = {"int8": Int8Linear, "w8a8": W8A8Linear, "int4": Int4Linear, "w4a8": W4A8Linear}
     for format, kind in kinds.items():
         model = load(source, dtype=torch.bfloat16, quantization=format)
         layer = model.layers[0]
         assert {type(part) for part in (layer.qkv, layer.attention_out, layer.down)} == {kind}
         assert type(layer.gate_up.gate) is kind
-        assert type(model.head) is Int8Linear
+        assert type(model.head) is (W8A8Linear if format == "w4a8" else Int8Linear)
 
 
 @pytest.mark.skipif(not usable(cpu_flags()), reason="no native kernels for this CPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("format", ["int8", "int4", "nf4"])
+@pytest.mark.parametrize("format", ["int8", "int4", "w4a8", "nf4"])
 def test_native_kernels_take_a_quantized_stack_whole(
     format: MadeFormat, dtype: torch.dtype, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

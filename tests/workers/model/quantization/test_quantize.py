@@ -80,7 +80,7 @@ def test_zeros_stay_zeros(format: MadeFormat) -> None:
 def test_bits_of_a_weight() -> None:
     weight = torch.randn(64, 256)
     bits = {name: quantize(weight, name).num_bytes * 8 / weight.numel() for name in MADE_FORMATS}
-    assert bits == {"int8": 8.125, "w8a8": 8.125, "int4": 4.5, "nf4": 4.25}
+    assert bits == {"int8": 8.125, "w8a8": 8.125, "int4": 4.5, "w4a8": 4.5, "nf4": 4.25}
 
 
 @pytest.mark.parametrize("format", MADE_FORMATS)

@@ -56,7 +56,7 @@ def reader_threads() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "w8a8"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4", "w8a8", "w4a8"])
 def test_streamed_layers_compute_the_same_to_the_bit(dtype: str, quantization: str) -> None:
     options = {"dtype": dtype, "quantization": quantization}
     with LLM(**OPTIONS, **options) as llm:
