@@ -149,7 +149,10 @@ class PagingDesk:
     def begin(self, sequence: Sequence) -> int:
         """How many leading tokens an admitted sequence has once its restore is done; 0: none."""
         self.spill()  # what was evicted in this very step may be what is looked for
-        pages = self._store.find(self._kv.names_behind(sequence))
+        # They are written before any of them is given back, so that there must be room for all.
+        room = self._kv.room(sequence) - sequence.num_computed_tokens
+        names = islice(self._kv.names_behind(sequence), room // self._kv.block_size)
+        pages = self._store.find(names)
         if not pages:
             return 0
         count = self._num_worth(pages)

@@ -135,7 +135,8 @@ def test_preemption_and_a_move_change_nothing(
 ) -> None:
     """Generated tokens are computed again, in chunks."""
     expected = one_by_one(attention)
-    driver = make_driver(attention=attention, num_blocks=14, max_model_len=190)
+    num_blocks = 14 if attention.startswith("top_pages") else 8  # windows give blocks back
+    driver = make_driver(attention=attention, num_blocks=num_blocks, max_model_len=190)
     for name, (length, seed) in PROMPTS.items():
         worse = name == "long"
         driver.add(name, prompt(length, seed), max_tokens=40, priority=worse, **GREEDY)

@@ -266,14 +266,12 @@ class KVManager:
     def names_behind(self, sequence: Sequence) -> Iterator[tuple[BlockHash, bytes]]:
         """Name and packed token ids of each full block behind an admitted sequence's hits.
 
-        Short of the last token, whose logits are needed, and as far as there is room for all of
-        them; none where all logits are needed.
+        Short of the last token, whose logits are needed; none where all logits are.
         """
         if sequence.params.prompt_logprobs is not None:
             return
         first = sequence.num_computed_tokens // self.block_size
-        end = min(sequence.num_tokens - 1, self.room(sequence))
-        for number in range(first, end // self.block_size):
+        for number in range(first, (sequence.num_tokens - 1) // self.block_size):
             yield self._name(sequence, number), self._packed_block(sequence, number)
 
     def count_cached(self, sequence: Sequence, num_tokens: int) -> None:
