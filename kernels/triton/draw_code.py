@@ -191,7 +191,7 @@ def draw_by_id_kernel(
     best = tl.load(bounds_ptr + row * 3)
     low = tl.load(bounds_ptr + row * 3 + 1)
     unfiltered = (top_k == 0.0) & (top_p >= 1.0) & (floor == float("-inf"))
-    if unfiltered & (low < float("inf")):
+    if unfiltered & (low == low):
         scale = tl.load(settings_ptr)
         uniform = tl.load(settings_ptr + 4)
         chunks = tl.arange(0, CHUNKS_TILE)

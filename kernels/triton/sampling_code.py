@@ -80,7 +80,7 @@ def find_kernel(
 ):  # fmt: skip
     """``early`` are the chunks' best logits before edits: a fault there stays one.
 
-    The threshold is infinity where the row is done.
+    The threshold is NaN, which nothing reaches, where the row is done.
     """
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, CHUNKS_TILE)
@@ -113,7 +113,7 @@ def find_kernel(
     low = tl.maximum(tl.maximum(kth, reach), tl.min(lowest_C, axis=0))
     low = tl.maximum(low, -LARGEST)
     # In halves, whose difference is finite; of a row at fault it does not matter.
-    wide = tl.where(fault == 0, best, low) * 0.5 - low * 0.5
+    wide = tl.where(fault == 0, best, 0.0) * 0.5 - tl.where(fault == 0, low, 0.0) * 0.5
     wide = tl.where(wide > 0.0, wide, LARGEST)
     per_unit = tl.minimum(BINS / wide, LARGEST)
 
@@ -121,7 +121,7 @@ def find_kernel(
     unfiltered = (top_k == 0) & (top_p >= 1.0) & (floor == float("-inf"))
     tl.store(tokens_ptr + row, tl.where(fault != 0, fault, greedy).to(tl.int64))
     tl.store(bounds_ptr + row * 3, best)
-    tl.store(bounds_ptr + row * 3 + 1, tl.where(drawn, low, float("inf")))
+    tl.store(bounds_ptr + row * 3 + 1, tl.where(drawn, low, float("nan")))
     tl.store(bounds_ptr + row * 3 + 2, per_unit)
     fields = tl.arange(0, FIELDS)
     stage = tl.where(drawn & (unfiltered == 0), KTH, DONE)
