@@ -5,6 +5,7 @@
    static cache and ``torch.compile`` in turns, beside the device's read and multiply rates.
 3. A workload of 256 requests with random lengths, as nano-vllm's table has it: output tokens/s
    (https://github.com/GeeeekExplorer/nano-vllm).
+4. What sampling costs a step, as ``bench sampling`` measures it on the CPU.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from ..kernels.context import ContextItem, ForwardContext, build_context
 from ..kernels.quantized import QuantizedWeight
 from ..kernels.reference import ReferenceKernels
 from ..kernels.rope import inverse_frequencies, rope_cos_sin
+from ..kernels.sampling.api import Draw
 from ..workers.model.config import ModelConfig
 from ..workers.model.quantization.quantize import MADE_FORMATS, quantize
 from .report import Figure, Row
@@ -25,8 +26,19 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """What rounding gives at most, by dtype."""
 W8A8_TOLERANCE = 3e-2
 """Where activations are rounded to int8 as well."""
+EXACT = 1e-12
+"""Of what is the same bit for bit: less than one token id beside another."""
 EPS = 1e-6
 REFERENCE = ReferenceKernels()
+DRAWS = [
+    Draw(),
+    Draw.of(0.6, 20, 0.95, 0.0, 0.7),
+    Draw.of(1.0, 0, 1.0, 0.0, 0.5),
+    Draw.of(1.0, 0, 0.95, 0.0, 0.9),
+    Draw.of(2.0, 0, 1.0, 0.05, 0.3),
+    Draw.of(1.0, 5000, 0.9, 0.001, 0.99),
+]
+"""One of every way to a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,8 @@ class Sizes:
     """Cached and new tokens of each sequence."""
     rows: tuple[int, ...] = (1, 8, 300)
     """Of products."""
+    vocabulary: int = 151_936
+    """Of logits that are sampled."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> Sizes:
@@ -53,6 +67,7 @@ class Sizes:
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
+            vocabulary=config.vocab_size,
         )
 
 
@@ -73,7 +88,7 @@ def check_all(
     with torch.inference_mode():
         found = [
             Checked(name, _error(got, expected), tolerance or TOLERANCE[dtype])
-            for part in (_rows, _attention, _linears, _quantized, _stack)
+            for part in (_rows, _attention, _linears, _quantized, _stack, _sampling)
             for name, got, expected, tolerance in part(kernels, sizes, tensors)
         ]
     worst: dict[str, Checked] = {}
@@ -242,6 +257,21 @@ def _stack(kernels: Kernels, sizes: Sizes, tensors: _Random) -> Iterator[Outcome
         yield f"layer, {name}", got, _one_layer(plain, hidden, context, cos, sin, cache), None
 
 
+def _sampling(kernels: Kernels, sizes: Sizes, tensors: _Random) -> Iterator[Outcome]:
+    """Tokens and log-probabilities; logits rounded to sixteenths have many equals."""
+    logits = tensors.normal(len(DRAWS), sizes.vocabulary, scale=3.0, dtype=torch.float32)
+    logits[1::2] = (logits[1::2] * 16).round() / 16
+    mine, reference, size = kernels.sampling, REFERENCE.sampling, sizes.vocabulary
+    for draws in (DRAWS, *([draw] for draw in DRAWS)):
+        some = logits[: len(draws)]
+        expected = reference.sample(some.cpu().clone(), size, draws, [])
+        yield "sampling", mine.sample(some.clone(), size, draws, []).cpu(), expected, EXACT
+    sums = reference.log_sums(logits.cpu(), size)
+    yield "log-probabilities", mine.log_sums(logits, size).cpu(), sums, EXACT
+    best = mine.top_tokens(logits, size, 20)[1].cpu()
+    yield "log-probabilities", best, reference.top_tokens(logits.cpu(), size, 20)[1], EXACT
+
+
 def _one_layer(
     layer: DecoderLayer,
     hidden_TC: Tensor,
@@ -292,5 +322,5 @@ def _qkv_width(sizes: Sizes) -> int:
 
 
 def _error(got: Tensor, expected: Tensor) -> float:
-    difference = (got.float() - expected.view(got.shape).float()).abs().max()
+    difference = (got.double() - expected.view(got.shape).double()).abs().max()
     return float(difference / expected.abs().max())

@@ -1,7 +1,7 @@
 """What sampling costs a step: the engine's sampler over random logits, without a model.
 
-This machine's kernels and torch's take turns within each round, on the same rows with the same
-seeds, and have to draw the same tokens.
+A device's kernels and torch's take turns within each round, on the same rows with the same seeds,
+and have to draw the same tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..workers.sampling.sampler import Sampler
 from .report import Row, of_rounds
 
 BENCHMARK = "sampling"
+CPU = torch.device("cpu")
 VOCAB_ROWS, NUM_TOKENS = 151_936, 151_669
 """Qwen3's."""
 SPREAD = 3.0
@@ -49,13 +50,14 @@ def measure(
     *,
     batches: Sequence[int] = BATCHES,
     vocabulary: tuple[int, int] = (VOCAB_ROWS, NUM_TOKENS),
+    device: torch.device = CPU,
 ) -> SamplingCost:
     """Sample every profile at each batch size, ``rounds`` times after a warm-up.
 
     ``vocabulary``: rows of the logits, and tokens that exist. Raises ``RuntimeError`` where two
     systems draw different tokens.
     """
-    kernels = select_kernels(torch.device("cpu"), torch.bfloat16)
+    kernels = select_kernels(device, torch.bfloat16)
     systems = {
         kernels.name: Sampler(kernels.sampling, *vocabulary),
         "torch": Sampler(TorchSampling(), *vocabulary),
@@ -63,7 +65,7 @@ def measure(
     cost = SamplingCost()
     for batch in batches:
         logits_RV = torch.randn(batch, vocabulary[0], generator=torch.Generator().manual_seed(0))
-        logits_RV *= SPREAD
+        logits_RV = logits_RV.mul_(SPREAD).to(device)
         for name, sampling in PROFILES.items():
             case = f"{name} b{batch}"
             for number in range(rounds + 1):
@@ -80,12 +82,12 @@ def measure(
     return cost
 
 
-def rows(cost: SamplingCost, command: str) -> list[Row]:
+def rows(cost: SamplingCost, command: str, *, benchmark: str = BENCHMARK) -> list[Row]:
     """A row for each system and case."""
     return [
         Row.of(
             of_rounds([1e3 * seconds for seconds in found]),
-            benchmark=BENCHMARK,
+            benchmark=benchmark,
             system=system,
             precision="float32",
             case=case,

@@ -32,6 +32,27 @@ def array_to(values: NDArray[np.int64] | NDArray[np.float32], device: torch.devi
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
+def pinned_memory(num_bytes: int) -> NDArray[np.uint8]:
+    """Fresh memory of the host that CUDA devices copy from and to at full speed."""
+    memory: NDArray[np.uint8] = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True).numpy()
+    return memory
+
+
+def pin(memory: NDArray[np.uint8]) -> None:
+    """Pin memory that is there, to the byte; to be undone by ``unpin`` before it is given back.
+
+    torch's own pinned memory is rounded up to a power of two, too much for what takes most of a
+    host. Raises ``RuntimeError`` where CUDA cannot.
+    """
+    address, runtime = memory.ctypes.data, torch.cuda.cudart()
+    torch.cuda.check_error(int(runtime.cudaHostRegister(address, memory.nbytes, 0)))
+
+
+def unpin(memory: NDArray[np.uint8]) -> None:
+    """See ``pin``."""
+    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)))
+
+
 class HostArrival:
     """A tensor on its way to the host, behind what is queued on the device now."""
 

@@ -75,6 +75,8 @@ class BatchInputs:
     unread: UnreadTokens | None = None
     unread_rows: list[int] = field(default_factory=list)
     unread_places: list[int] = field(default_factory=list)
+    sampled_places: list[int] = field(default_factory=list)
+    """For each of ``sampled`` the place of its last token in ``unread``, -1 where that is known."""
 
 
 class BatchBuilder:
@@ -91,9 +93,11 @@ class BatchBuilder:
     def add(self, scheduled: ScheduledSequence) -> None:
         """Append one sequence's tokens."""
         inputs, sequence = self._inputs, scheduled.sequence
+        place = -1
         if scheduled.start == sequence.num_tokens:
+            place = self._places[sequence]
             inputs.unread_rows.append(len(inputs.token_ids))
-            inputs.unread_places.append(self._places[sequence])
+            inputs.unread_places.append(place)
             inputs.token_ids.append(0)
         inputs.token_ids.extend(sequence.token_ids[scheduled.start : scheduled.end])
         inputs.items.append(
@@ -107,6 +111,7 @@ class BatchBuilder:
         if scheduled.samples:
             inputs.sample_rows.append(len(inputs.token_ids) - 1)
             inputs.sampled.append(sequence)
+            inputs.sampled_places.append(place)
 
     def build(self) -> BatchInputs:
         """The lists collected so far."""

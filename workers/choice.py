@@ -173,14 +173,12 @@ class Choice:
     def continues(self, sampled: SampledToken, row: SamplingRow) -> bool:
         """Whether ``sampled`` is the last token, and the next one is sampled as ``row`` says.
 
-        Not where the token was an end, was followed or replaced by forced ids, or began a phase
-        that is sampled otherwise.
+        Not where the token was an end, was followed or replaced by forced ids, began a phase that
+        is sampled otherwise, or is none that the phase's repetition penalty counts.
         """
         if self.finished or self.sequence.token_ids[-1] != sampled.token_id:
             return False
-        # Nothing else of a row changes from token to token.
-        now = self.row()
-        return (now.step, now.sampling, now.banned) == (row.step, row.sampling, row.banned)
+        return self._sampling.holds(row, self.phase.phase, self._kinds[-1])
 
     def take(self, sampled: SampledToken) -> None:
         """Append a sampled token and the ids that the phase machine forces behind it.

@@ -138,7 +138,8 @@ class Engine:
     def _build_paging(self) -> PagingDesk:
         """Tiers behind the KV pool, told of by the scheduler. Ends the executor where it raises."""
         try:
-            store = PageStore(self.config.kv_paging, self.kv_layout)
+            pinned = self.loaded.model.device.type == "cuda"
+            store = PageStore(self.config.kv_paging, self.kv_layout, pinned=pinned)
         except BaseException:
             self.executor.close()
             raise

@@ -22,6 +22,7 @@ from ..kernels.host_copy import HostArrival, copied_to
 from .batch import BatchBuilder, BatchInputs, ScheduledBatch, ScheduledSequence, UnreadTokens
 from .executor import Executor, GroupLostError
 from .model.streaming.errors import WeightReadError
+from .sampling.edits import UnreadRows
 from .sampling.logprobs import token_logprobs
 from .sampling.row import SampledToken, SamplingError, SamplingRow
 from .sampling.sampler import LaunchedSample, Sampler
@@ -46,8 +47,8 @@ class StepResult:
     """The position of the first of these prompt tokens, and their log-probabilities."""
     errors: dict[EngineSequence, Exception] = field(default_factory=dict)
     late: set[EngineSequence] = field(default_factory=set)
-    """Whose tokens, or keys and values, were made when the step was collected: a step that was
-    launched before has computed on something else."""
+    """Whose keys and values were made when the step was collected: a step that was launched before
+    has computed on something else."""
 
 
 @dataclass(slots=True)
@@ -174,7 +175,15 @@ class ModelRunner:
                 0, copied_to(repeated, torch.int64, logits_RV.device)
             )
         flat = [row for sequence in inputs.sampled for row in rows[sequence]]
-        return self.sampler.launch(logits_RV, flat)
+        unread = None
+        if inputs.unread is not None:
+            places = [
+                place
+                for place, count in zip(inputs.sampled_places, counts, strict=True)
+                for _ in range(count)
+            ]
+            unread = UnreadRows(inputs.unread.tokens_R, places)
+        return self.sampler.launch(logits_RV, flat, unread)
 
     def _prompt_logprobs(self, item: ScheduledSequence, row: int) -> list[TokenLogprob]:
         """Of the prompt tokens that follow this chunk's positions; ``row`` is its first."""
@@ -200,13 +209,11 @@ def _read(step: LaunchedStep) -> StepResult:
         if step.done is not None:
             step.done.read().tolist()
         return result
-    tokens, redrawn = step.sample.read(), step.sample.redrawn
+    tokens = step.sample.read()
     first = 0
     for sequence in step.sampled:
         numbers = range(first, first + len(step.rows[sequence]))
         first = numbers.stop
         if sequence in kept:
             result.sampled[sequence] = tokens[numbers.start : numbers.stop]
-            if redrawn and not redrawn.isdisjoint(numbers):
-                result.late.add(sequence)
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...benchmarks import gpu, speed
+from ...benchmarks import gpu, sampling, speed
 from ...benchmarks.floor import FloorProbe
 from ...benchmarks.gpu_parity import Sizes, check_all, parity_rows, require_parity
 from ...benchmarks.systems import OwnEngine
@@ -56,4 +56,6 @@ def run_gpu(
         rows += speed.rows(found, systems, command, benchmark=gpu.BENCHMARK)
         rates = gpu.measure_workload(own.engine, rounds, say)
         rows.append(gpu.workload_row(rates, precision, gpu.REQUESTS, command))
+        cost = sampling.measure(rounds, say, device=device)
+        rows += sampling.rows(cost, command, benchmark=gpu.BENCHMARK)
     publish(rows, json_file, picture)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..sampling.api import Draw, Edit, SamplingKernels
-from ..sampling.weights import LOG2_E, log_sum_of
+from ..sampling.edits import resolved
+from ..sampling.weights import LOG2_E
 from .library import Library, check
 
 _LONG, _DOUBLE, _POINTER = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
@@ -47,6 +48,7 @@ class NativeSampling(SamplingKernels):
         table = np.array(draws, dtype=np.float64).reshape(len(draws), len(Draw._fields))
         if len(table) != len(logits_RV):
             raise ValueError(f"{len(logits_RV)} rows of logits, but {len(table)} draws")
+        edits = [resolved(edit) for edit in edits]
         tokens_R = torch.empty(len(logits_RV), dtype=torch.int64)
         check(
             self._cdll.pio_sample(
@@ -59,8 +61,8 @@ class NativeSampling(SamplingKernels):
         )
         return tokens_R
 
-    def log_sums(self, logits_RV: Tensor, num_tokens: int) -> Tensor:
-        """See ``SamplingKernels.log_sums``."""
+    def weight_sums(self, logits_RV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See ``SamplingKernels.weight_sums``."""
         logits_RV = _with_plain_rows(logits_RV)
         best_R = torch.empty(len(logits_RV))
         total_R = torch.empty(len(logits_RV), dtype=torch.int64)
@@ -69,7 +71,7 @@ class NativeSampling(SamplingKernels):
                 *self._logits(logits_RV, num_tokens), LOG2_E, best_R.data_ptr(), total_R.data_ptr()
             )
         )
-        return log_sum_of(best_R, total_R)
+        return best_R, total_R
 
     def top_tokens(self, logits_RV: Tensor, num_tokens: int, count: int) -> tuple[Tensor, Tensor]:
         """See ``SamplingKernels.top_tokens``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .api import Draw, Edit, SamplingKernels
 from .edits import apply_edit, find_faults
-from .weights import LOG2_E, drawn_mass, exponents, log_sum_of, top_p_limit, weights_of
+from .weights import LOG2_E, drawn_mass, exponents, top_p_limit, weights_of
 
 
 class ReferenceSampling(SamplingKernels):
@@ -30,12 +30,11 @@ class ReferenceSampling(SamplingKernels):
         ]
         return torch.tensor(tokens, dtype=torch.int64, device=logits_RV.device)
 
-    def log_sums(self, logits_RV: Tensor, num_tokens: int) -> Tensor:
-        """See ``SamplingKernels.log_sums``."""
+    def weight_sums(self, logits_RV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See ``SamplingKernels.weight_sums``."""
         tokens_RN = logits_RV[:, :num_tokens]
-        best_R1 = tokens_RN.amax(1, keepdim=True)
-        weights_RN = weights_of(exponents(tokens_RN, best_R1, LOG2_E))
-        return log_sum_of(best_R1[:, 0], weights_RN.sum(1))
+        best_R = tokens_RN.amax(1)
+        return best_R, weights_of(exponents(tokens_RN, best_R.unsqueeze(1), LOG2_E)).sum(1)
 
     def top_tokens(self, logits_RV: Tensor, num_tokens: int, count: int) -> tuple[Tensor, Tensor]:
         """See ``SamplingKernels.top_tokens``."""

@@ -22,7 +22,7 @@ from .blocks import block_maxima
 from .candidates import best_tokens, top_candidates, top_with_equals
 from .draw import DrawValues, draw_alone, has_hidden_ties, kept_weights, pick
 from .edits import apply_edit, find_faults
-from .weights import LOG2_E, log_sum_of, row_weights
+from .weights import LOG2_E, row_weights
 
 _CANDIDATE_COUNTS = (32, 128, 1088)
 """How many candidates rows with a top-k are drawn among; the least that is ``_MARGIN`` over k."""
@@ -50,17 +50,17 @@ class TorchSampling(SamplingKernels):
             tokens[number] = token_id
         return torch.tensor(tokens, dtype=torch.int64, device=logits_RV.device)
 
-    def log_sums(self, logits_RV: Tensor, num_tokens: int) -> Tensor:
-        """See ``SamplingKernels.log_sums``.
+    def weight_sums(self, logits_RV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """See ``SamplingKernels.weight_sums``.
 
         Rows are worked on one by one: one of a large vocabulary just fits the cache.
         """
         best_R = block_maxima(logits_RV, num_tokens).amax(1)
-        totals = [
-            row_weights(logits_V[:num_tokens], best, LOG2_E).sum()
-            for logits_V, best in zip(logits_RV, best_R, strict=True)
-        ]
-        return log_sum_of(best_R, torch.stack(totals)) if totals else best_R.double()
+        total_R = torch.empty(len(best_R), dtype=torch.int64, device=best_R.device)
+        for number, logits_V in enumerate(logits_RV):
+            weights_N = row_weights(logits_V[:num_tokens], best_R[number], LOG2_E)
+            total_R[number] = weights_N.sum()
+        return best_R, total_R
 
     def top_tokens(self, logits_RV: Tensor, num_tokens: int, count: int) -> tuple[Tensor, Tensor]:
         """See ``SamplingKernels.top_tokens``."""

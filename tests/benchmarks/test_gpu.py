@@ -30,11 +30,13 @@ SMALL = Sizes(
     block_size=16,
     lengths=((20, 1), (3, 1), (0, 5), (9, 4)),
     rows=(1, 6),
+    vocabulary=300,
 )
 OPERATIONS = {
     *("RMSNorm", "QK-norm, RoPE", "KV write"),
     *("attention, decode", "attention, prefill", "attention, mixed"),
     *("linear", "linear, float32 out", "SwiGLU"),
+    *("sampling", "log-probabilities"),
 }
 TRITON_OPERATIONS = OPERATIONS | {
     *("int8 linear", "w8a8 linear", "int4 linear", "w4a8 linear", "nf4 linear", "fp8 linear"),

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from inference_pio.kernels.sampling.api import Draw, Edit, SamplingKernels
+from inference_pio.kernels.sampling.logprobs import Logprobs
 from inference_pio.workers.batch import BatchInputs
 from inference_pio.workers.executor import LocalExecutor
 from inference_pio.workers.model.streaming.layer_stream import StreamStats
 from inference_pio.workers.types import BlockId
 
 DELAY_S = 0.0005
-UNDECIDED = -100
 
 _KNOWN_AT_ONCE = {
     Tensor.shape.__get__,  # type: ignore[attr-defined]
@@ -67,61 +67,71 @@ class Late(Tensor):
 class LatePending:
     """Tokens of the device; see ``PendingTokens``."""
 
-    def __init__(self, device: LateDevice, tokens_R: Late, right_R: Tensor) -> None:
+    def __init__(self, device: LateDevice, tokens_R: Late, logprobs: list[Logprobs | None]) -> None:
         self.on_device_R = tokens_R
-        self.redrawn: frozenset[int] = frozenset()
         self._device = device
-        self._right_R = right_R
+        self._logprobs = logprobs
         self._number = device.num_launched
 
     def read(self) -> list[int]:
-        given: list[int] = self.on_device_R.tolist()
-        tokens: list[int] = self._right_R.tolist()
-        pairs = enumerate(zip(given, tokens, strict=True))
-        self.redrawn = frozenset(row for row, (one, right) in pairs if one != right)
+        tokens: list[int] = self.on_device_R.tolist()
         self._device.events.append(f"read {self._number}")
         return tokens
 
+    def read_logprobs(self) -> list[Logprobs | None]:
+        self.on_device_R.job.result()
+        return self._logprobs
+
 
 class LateSampling(SamplingKernels):
-    """Sampling on the device. It leaves every ``undecided_every``-th token to ``read``."""
+    """Sampling on the device."""
 
     def __init__(self, device: LateDevice, inner: SamplingKernels) -> None:
-        self.undecided_every = 0
         self._device = device
         self._inner = inner
-        self._num_drawn = 0
 
     def launch(
-        self, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw], edits: Sequence[Edit]
+        self,
+        logits_RV: Tensor,
+        num_tokens: int,
+        draws: Sequence[Draw],
+        edits: Sequence[Edit],
+        tops: Sequence[int | None],
     ) -> LatePending:
-        given_R = torch.full((len(draws),), -1, dtype=torch.int64)
-        right_R = given_R.clone()
+        tokens_R = torch.full((len(draws),), -1, dtype=torch.int64)
+        logprobs: list[Logprobs | None] = []
 
         def draw() -> None:
             plain = logits_RV
             if isinstance(logits_RV, Late):
                 logits_RV.job.result()
                 plain = logits_RV.plain
-            right_R.copy_(self._inner.sample(plain, num_tokens, draws, edits))
-            given_R.copy_(right_R)
-            for row in range(len(draws)):
-                self._num_drawn += 1
-                if self.undecided_every and self._num_drawn % self.undecided_every == 0:
-                    given_R[row] = UNDECIDED
+            drawn = self._inner.launch(plain, num_tokens, draws, [_here(e) for e in edits], tops)
+            tokens_R.copy_(torch.tensor(drawn.read()))
+            logprobs.extend(drawn.read_logprobs())
 
-        return LatePending(self._device, Late.of(given_R, self._device.queue(draw)), right_R)
+        return LatePending(self._device, Late.of(tokens_R, self._device.queue(draw)), logprobs)
 
     def sample(
         self, logits_RV: Tensor, num_tokens: int, draws: Sequence[Draw], edits: Sequence[Edit]
     ) -> Tensor:
-        return torch.tensor(self.launch(logits_RV, num_tokens, draws, edits).read())
+        no_logprobs = [None] * len(draws)
+        return torch.tensor(self.launch(logits_RV, num_tokens, draws, edits, no_logprobs).read())
 
-    def log_sums(self, logits_RV: Tensor, num_tokens: int) -> Tensor:
-        return self._inner.log_sums(logits_RV, num_tokens)
+    def weight_sums(self, logits_RV: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
+        return self._inner.weight_sums(logits_RV, num_tokens)
 
     def top_tokens(self, logits_RV: Tensor, num_tokens: int, count: int) -> tuple[Tensor, Tensor]:
         return self._inner.top_tokens(logits_RV, num_tokens, count)
+
+
+def _here(edit: Edit) -> Edit:
+    """The edit as the device sees it: what it has drawn before is in its memory."""
+    unread = edit.unread
+    if unread is None:
+        return edit
+    assert isinstance(unread.tokens_N, Late)
+    return replace(edit, unread=replace(unread, tokens_N=unread.tokens_N.plain))
 
 
 class LateDevice:

@@ -53,6 +53,10 @@ def make(tokenizer: Tokenizer, tokens: PhaseTokens = TOKENS, **params: Any) -> C
         ({"min_tokens": 1}, 7, True),
         ({"min_tokens": 2}, 7, True),
         ({"stop": ("a",), "stop_in_thought": True}, 64, False),
+        ({"logprobs": 0, "frequency_penalty": 0.1}, 7, True),
+        ({"repetition_penalty": 1.1}, CLOSE, True),
+        ({"thinking": PhaseSampling(repetition_penalty=1.1)}, 7, True),
+        ({"thinking": PhaseSampling(repetition_penalty=1.1)}, CLOSE, False),
     ],
 )
 def test_a_step_ahead_holds_where_the_token_is_all_that_came(
@@ -86,10 +90,7 @@ def test_a_forced_text_that_ends_with_the_sampled_token_is_not_that_token(
     "params",
     [
         {"n": 2},
-        {"logprobs": 0},
         {"bad_words": ((3, 4),)},
-        {"frequency_penalty": 0.1},
-        {"answer": PhaseSampling(repetition_penalty=1.1)},
     ],
 )
 def test_what_depends_on_the_token_has_no_row_before_it(

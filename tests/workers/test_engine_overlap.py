@@ -75,7 +75,7 @@ def outcome(driver: Driver, name: str, index: int) -> dict[str, Any]:
         "kinds": driver.kinds(name, index),
         "end": (last.finish_reason, last.stop_reason, last.thought_end),
         "usage": dataclasses.replace(last.usage, cached_tokens=0),
-        "logprobs": [entry.token_id for entry in driver.logprobs(name, index)],
+        "logprobs": [(e.token_id, len(e.top)) for e in driver.logprobs(name, index)],
     }
 
 
@@ -114,13 +114,21 @@ PARAMS = st.builds(
     stop=st.sampled_from([None, ("e",)]),
     min_tokens=st.sampled_from([0, 0, 4]),
     bad_words=mostly(None, ((7, 9), (3,)), ((3,),)),
-    presence_penalty=mostly(0.0, 0.6),
-    logprobs=mostly(None, 2),
+    presence_penalty=st.sampled_from([0.0, 0.6]),
+    frequency_penalty=st.sampled_from([0.0, 0.3]),
+    repetition_penalty=st.sampled_from([1.0, 1.4]),
+    logprobs=st.sampled_from([None, 2]),
     prompt_logprobs=mostly(None, 1),
     thinking_budget=st.sampled_from([None, 0, 1, 5]),
     loop_guard=st.booleans(),
     thinking=st.sampled_from([None, PhaseSampling(temperature=1.0)]),
-    answer=st.sampled_from([None, PhaseSampling(temperature=0.3, top_k=3)]),
+    answer=st.sampled_from(
+        [
+            None,
+            PhaseSampling(temperature=0.3, top_k=3),
+            PhaseSampling(repetition_penalty=1.3),
+        ]
+    ),
 )
 PLANS = st.lists(
     st.builds(
@@ -142,7 +150,6 @@ PLANS = st.lists(
     plans=PLANS,
     blocks=st.sampled_from([18, 100]),
     budget=st.sampled_from([5, 64]),
-    undecided_every=st.sampled_from([0, 0, 7]),
 )
 def test_any_mix_of_requests_gives_what_it_gives_synchronously(
     make: MakePair,
@@ -150,13 +157,11 @@ def test_any_mix_of_requests_gives_what_it_gives_synchronously(
     plans: list[Plan],
     blocks: int,
     budget: int,
-    undecided_every: int,
 ) -> None:
     """Stops, lengths, aborts, preemption, budgets, loops, forks, seeds, edits: all at once."""
-    plain, late, executor = make(
+    plain, late, _ = make(
         num_blocks=blocks, max_model_len=80, max_batched_tokens=budget, default_reservation=2
     )
-    executor.sampling.undecided_every = undecided_every
     tags = plain.engine.loaded.text.phase_tokens
     assert tags.think_open is not None
     assert tags.think_close is not None
@@ -233,20 +238,9 @@ def test_tokens_are_told_and_arrivals_admitted_while_the_device_computes(
     assert [len(late.tokens(name)) for name in ("first", "second")] == [4, 2]
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"presence_penalty": 0.5},
-        {"bad_words": ((7, 9),)},
-        {"logprobs": 1},
-        {"answer": PhaseSampling(repetition_penalty=1.2)},
-    ],
-)
-def test_what_depends_on_the_token_is_launched_behind_it(
-    make: MakePair, prompt: Prompt, params: dict[str, Any]
-) -> None:
+def test_what_depends_on_the_token_is_launched_behind_it(make: MakePair, prompt: Prompt) -> None:
     _, late, executor = make()
-    late.add("r", prompt(9), max_tokens=4, **GREEDY, **params)
+    late.add("r", prompt(9), max_tokens=4, bad_words=((7, 9),), **GREEDY)
     late.run()
     expected = [f"{what} {number}" for number in range(1, 5) for what in ("launch", "read")]
     assert executor.device.events == expected
@@ -266,20 +260,58 @@ def test_a_long_prompt_is_not_queued_as_a_whole(make: MakePair, prompt: Prompt) 
     assert executor.device.num_launched == 8
 
 
-def test_a_token_that_the_host_draws_after_all_is_not_gone_on_with(
+PENALTIES = [
+    {"presence_penalty": 0.5},
+    {"frequency_penalty": -0.4, "repetition_penalty": 1.3},
+    {
+        "presence_penalty": 0.3,
+        "thinking": PhaseSampling(repetition_penalty=0.7),
+        "answer": PhaseSampling(repetition_penalty=1.6),
+    },
+]
+
+
+@pytest.mark.parametrize("params", [*PENALTIES, {"logprobs": 3}, PENALTIES[1] | {"logprobs": 0}])
+def test_the_device_counts_a_token_that_the_host_has_not_read(
+    make: MakePair, prompt: Prompt, params: dict[str, Any]
+) -> None:
+    """Few tokens may come, so that each is new once and comes again and again behind that."""
+    plain, late, executor = make()
+    tags = plain.engine.loaded.text.phase_tokens
+    drawn = PLAIN | {"temperature": 0.8, "seed": 3, "allowed_token_ids": tuple(range(60, 66))}
+    for driver in (plain, late):
+        driver.add("answers", prompt(9), max_tokens=20, **drawn, **params)
+        driver.add("thinks", [*prompt(7), tags.think_open], max_tokens=20, **drawn, **params)
+        driver.add("other", prompt(5), max_tokens=9, **GREEDY)
+        driver.run()
+    for name in ("answers", "thinks", "other"):
+        assert outcome(late, name, 0) == outcome(plain, name, 0)
+    if "logprobs" in params:
+        assert len(late.logprobs("answers")) == 20
+        assert late.logprobs("answers") == plain.logprobs("answers")
+    events = executor.device.events
+    assert events[:4] == ["launch 1", "launch 2", "read 1", "launch 3"]
+    assert [event.split()[0] for event in events].count("launch") <= 21
+
+
+def test_a_repetition_penalty_of_a_phase_does_not_count_tags(
     make: MakePair, prompt: Prompt
 ) -> None:
-    plain, late, executor = make()
-    executor.sampling.undecided_every = 5
+    """What was computed behind one is thrown away."""
+    plain, late, _ = make()
+    tags = plain.engine.loaded.text.phase_tokens
+    assert tags.tool_open is not None
+    assert tags.tool_close is not None
+    allowed = (tags.tool_open, tags.tool_close, 65, 66)
+    params = PLAIN | {"answer": PhaseSampling(repetition_penalty=3.0), "allowed_token_ids": allowed}
     for driver in (plain, late):
-        for number in range(3):
-            driver.add(
-                str(number), prompt(9 + number), max_tokens=20, temperature=0.9, seed=1, **PLAIN
-            )
+        for seed in range(3):
+            ids = prompt(9 + seed)
+            driver.add(str(seed), ids, max_tokens=30, temperature=2.0, seed=seed, **params)
         driver.run()
-    for number in range(3):
-        assert late.tokens(str(number)) == plain.tokens(str(number))
-    assert executor.device.events[:3] == ["launch 1", "launch 2", "read 1"]
+    for seed in range(3):
+        assert tags.tool_open in late.tokens(str(seed))
+        assert outcome(late, str(seed), 0) == outcome(plain, str(seed), 0)
 
 
 # --- ends and their blocks ------------------------------------------------------------------------

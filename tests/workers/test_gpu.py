@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -41,10 +43,18 @@ def test_seeded_sampling_is_the_same_in_any_batch() -> None:
 
 def test_no_operation_between_decode_steps_waits_for_the_device() -> None:
     engine = Engine(EngineConfig(model="embedded", device="cuda", dtype="float32", block_size=16))
-    for number, temperature in enumerate((0.0, 0.8, 0.8)):
+    # A step that has all of them launches what any of them needs.
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0.0, "repetition_penalty": 1.2, "logit_bias": {5: 1.0}},
+        {"top_k": 20, "top_p": 0.9, "presence_penalty": 0.3, "logprobs": 5},
+        {"top_k": 0, "top_p": 0.9, "logprobs": 0},
+        {"top_k": 0, "top_p": 1.0, "frequency_penalty": 0.1},
+        {"top_k": 300, "min_p": 0.01},
+    ]
+    for number, way in enumerate(ways):
         params = SamplingParams(
-            temperature=temperature, top_k=20, seed=number, max_tokens=60, ignore_eos=True,
-            loop_guard=False, logit_bias={5: 1.0},
+            **({"temperature": 0.8, "seed": number} | way),
+            max_tokens=60, ignore_eos=True, loop_guard=False,
         )  # fmt: skip
         engine.add(GenerateRequest(str(number), tuple(range(9)), params))
     for _ in range(6):
@@ -54,7 +64,30 @@ def test_no_operation_between_decode_steps_waits_for_the_device() -> None:
         counts = [len(engine.step().chunks) for _ in range(20)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert counts == [3] * 20
+    assert counts == [len(ways)] * 20
     while engine.has_work:
         engine.step()
     engine.close()
+
+
+def test_evicted_blocks_come_back_from_pinned_memory() -> None:
+    params = SamplingParams(temperature=0, max_tokens=4)
+    prompts = ["".join(f"{n + k}, " for n in range(80)) for k in (1, 200, 400)]
+    with LLM(
+        "embedded",
+        device="cuda",
+        dtype="float32",
+        block_size=16,
+        kv_cache_bytes=1_400_000,
+        max_model_len=512,
+        kv_paging={"host_bytes": 32_000_000},
+    ) as llm:
+        first = [llm.generate(prompt, params)[0].choices[0] for prompt in prompts]
+        paging = llm.engine._paging
+        assert paging is not None
+        store = paging._store
+        assert torch.from_numpy(store._pages).is_pinned()
+        assert store.room(1).is_pinned()
+        again = llm.generate(prompts[0], params)[0].choices[0]
+        assert again.token_ids == first[0].token_ids
+        assert llm.engine.stats().kv_paging.hit_tokens["host"] > 0

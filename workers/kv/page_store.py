@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.host_copy import pin, pinned_memory, unpin
 from ..config import KVPagingConfig
 from ..memory import free_bytes
 from ..types import BlockHash
@@ -45,10 +46,11 @@ _MOST_WRITTEN_AHEAD = 512
 class PageStore:
     """The tiers of one engine, whose blocks look as ``layout`` says.
 
-    Raises ``ValueError`` for budgets that hold no block or that the machine has no room for.
+    ``pinned``: host memory is pinned, for a pool on a CUDA device. Raises ``ValueError`` for
+    budgets that hold no block or that the machine has no room for.
     """
 
-    def __init__(self, config: KVPagingConfig, layout: KVLayout) -> None:
+    def __init__(self, config: KVPagingConfig, layout: KVLayout, *, pinned: bool = False) -> None:
         self.page_bytes = layout.bytes_per_block
         self.batch = max(1, min(_MOST_BATCHED, _BATCH_BYTES // self.page_bytes))
         """Blocks that are best moved at a time."""
@@ -67,7 +69,13 @@ class PageStore:
         self._host, self._disk = self._tiers["host"], self._tiers["disk"]
         self._ahead = max(1, min(_MOST_WRITTEN_AHEAD, self._host.num_slots * 3 // 4))
         self._writing: dict[PageWrite, Page] = {}  # with the host page that is written
-        self._memory = TicketMemory(self.batch * self.page_bytes)
+        batch_bytes = self.batch * self.page_bytes
+        if pinned:
+            pin(self._pages)
+            self._memory = TicketMemory(batch_bytes, pinned_memory)
+        else:
+            self._memory = TicketMemory(batch_bytes)
+        self._is_pinned = pinned
 
     def _slots(self, tier: TierName) -> int:
         budget = self._budgets[tier]
@@ -242,6 +250,9 @@ class PageStore:
         """End the file and its thread; what was here is gone."""
         if self._file is not None:
             self._file.close()
+        if self._is_pinned:
+            unpin(self._pages)
+            self._is_pinned = False
 
     # --- views ----------------------------------------------------------------------------------
 

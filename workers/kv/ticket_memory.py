@@ -10,6 +10,7 @@ dropped on its way is not lost to anyone.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,19 @@ _KEPT = 2
 """One ticket is filled while the one before is copied out. More at once are fresh memory."""
 
 
-class TicketMemory:
-    """Lends memory for tickets of at most ``max_bytes``. Arrays may be dropped in any thread."""
+def _new(num_bytes: int) -> Buffer:
+    return np.empty(num_bytes, np.uint8)
 
-    def __init__(self, max_bytes: int) -> None:
+
+class TicketMemory:
+    """Lends memory for tickets of at most ``max_bytes``. Arrays may be dropped in any thread.
+
+    ``new`` makes fresh memory of so many bytes.
+    """
+
+    def __init__(self, max_bytes: int, new: Callable[[int], Buffer] = _new) -> None:
         self._max_bytes = max_bytes
+        self._new = new
         self._free: deque[Buffer] = deque(maxlen=_KEPT)
 
     def take(self, num_bytes: int) -> Buffer:
@@ -38,7 +47,7 @@ class TicketMemory:
             memory = self._free.pop()
         except IndexError:
             # All of one size, so that any ticket fits; pages behind its end are never touched.
-            memory = np.empty(self._max_bytes, np.uint8)
+            memory = self._new(self._max_bytes)
         return np.asarray(_Lent(memory, num_bytes, self._free))
 
 

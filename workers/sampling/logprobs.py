@@ -30,18 +30,9 @@ def token_logprobs(
         raise ValueError(f"{len(logits_TV)} rows of logits need as many tokens: {len(token_ids)}")
     if not token_ids:
         return []
-    log_sums_T = kernels.log_sums(logits_TV, num_tokens)
-    ids_T1 = torch.tensor(token_ids, device=logits_TV.device).unsqueeze(1)
-    logprobs = (logits_TV.gather(1, ids_T1).squeeze(1).double() - log_sums_T).tolist()
-    best: list[tuple[tuple[int, float], ...]] = [()] * len(token_ids)
-    if top:
-        values_TK, best_ids_TK = kernels.top_tokens(logits_TV, num_tokens, top)
-        best_TK = (values_TK.double() - log_sums_T.unsqueeze(1)).tolist()
-        best = [
-            tuple(zip(ids, values, strict=True))
-            for ids, values in zip(best_ids_TK.tolist(), best_TK, strict=True)
-        ]
+    ids_T = torch.tensor(token_ids, device=logits_TV.device)
+    found = kernels.launch_logprobs(logits_TV, num_tokens, ids_T, [top] * len(token_ids)).read()
     return [
-        TokenLogprob(token_id, logprob, alternatives)
-        for token_id, logprob, alternatives in zip(token_ids, logprobs, best, strict=True)
+        TokenLogprob(token_id, *logprobs)
+        for token_id, logprobs in zip(token_ids, found, strict=True)
     ]

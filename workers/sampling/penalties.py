@@ -83,6 +83,11 @@ class PenaltyState:
         if RepetitionWindow.SEQUENCE in self._windows:
             self._windows[RepetitionWindow.SEQUENCE].add(token_id)
 
+    @staticmethod
+    def counts_in(window: RepetitionWindow, kind: TokenKind) -> bool:
+        """Whether ``window`` counts tokens of that kind."""
+        return window is RepetitionWindow.SEQUENCE or _PHASE_WINDOWS.get(kind) is window
+
     def window(self, window: RepetitionWindow) -> TokenCounts:
         """The tokens a repetition penalty over ``window`` counts."""
         if window not in self._windows:

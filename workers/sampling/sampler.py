@@ -1,24 +1,22 @@
 """The sampling pass: logits of a batch in, one token a row out.
 
 One pass takes these steps:
-1. Rows that want log-probabilities keep a copy of their logits.
-2. The kernels make the rows' edits and draw their tokens, which is all of ``launch``.
-3. ``LaunchedSample.read`` waits for the tokens; a row that cannot be sampled gets its own error,
+1. ``launch`` has the kernels make the rows' edits, draw their tokens, and find what they want of
+   log-probabilities, which are of the logits before the edits.
+2. ``LaunchedSample.read`` waits for all of that; a row that cannot be sampled gets its own error,
    and the others do not notice.
-4. Rows that want log-probabilities get them, of the logits before the edits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...kernels.sampling.api import MAX_TOKENS, Draw, Fault, PendingTokens, SamplingKernels
 from ..types import TokenLogprob
-from .edits import edits_of
-from .logprobs import token_logprobs
+from .edits import UnreadRows, edits_of
 from .noise import uniform
 from .row import SampledToken, SamplingError, SamplingRow
 
@@ -54,68 +52,46 @@ class Sampler:
         return self.launch(logits_RV, rows).read()
 
     @torch.inference_mode()
-    def launch(self, logits_RV: Tensor, rows: Sequence[SamplingRow]) -> LaunchedSample:
+    def launch(
+        self, logits_RV: Tensor, rows: Sequence[SamplingRow], unread: UnreadRows | None = None
+    ) -> LaunchedSample:
         """Have one token drawn for each row, to be read later.
 
-        ``logits_RV`` is float32 [len(rows), vocab_rows]; it is overwritten here, and may be again.
+        ``logits_RV`` is float32 [len(rows), vocab_rows]; it is overwritten here. ``unread`` has
+        the tokens before those of the rows, where their penalties do not count them yet.
         """
         if logits_RV.shape != (len(rows), self.vocab_rows) or logits_RV.dtype != torch.float32:
             raise ValueError(
                 f"logits are {logits_RV.dtype} {list(logits_RV.shape)}; "
                 f"float32 [{len(rows)}, {self.vocab_rows}] is needed"
             )
-        raw = {
-            number: logits_RV[number].clone()
-            for number, row in enumerate(rows)
-            if row.num_logprobs is not None
-        }
         draws = [_draw(row) for row in rows]
-        tokens = self.kernels.launch(logits_RV, self.num_tokens, draws, edits_of(rows))
-        return LaunchedSample(self, tokens, rows, raw)
+        tops = [row.num_logprobs for row in rows]
+        edits = edits_of(rows, unread)
+        return LaunchedSample(self.kernels.launch(logits_RV, self.num_tokens, draws, edits, tops))
 
 
 class LaunchedSample:
-    """Tokens of one pass; ``raw`` are the logits that log-probabilities are taken from, by row."""
+    """Tokens of one pass."""
 
-    def __init__(
-        self,
-        sampler: Sampler,
-        tokens: PendingTokens,
-        rows: Sequence[SamplingRow],
-        raw: Mapping[int, Tensor],
-    ) -> None:
-        self._sampler = sampler
+    def __init__(self, tokens: PendingTokens) -> None:
         self._tokens = tokens
-        self._rows = rows
-        self._raw = raw
 
     @property
     def on_device_R(self) -> Tensor | None:
         """See ``PendingTokens.on_device_R``."""
         return self._tokens.on_device_R
 
-    @property
-    def redrawn(self) -> frozenset[int]:
-        """See ``PendingTokens.redrawn``."""
-        return self._tokens.redrawn
-
     def read(self) -> list[SampledToken | SamplingError]:
         """One token for each row, or the error of that row alone."""
+        tokens = self._tokens.read()
+        found = zip(tokens, self._tokens.read_logprobs(), strict=True)
         return [
-            SampledToken(token, self._logprob(number, row, token))
+            SampledToken(token, None if logprobs is None else TokenLogprob(token, *logprobs))
             if token >= 0
             else SamplingError(number, _REASONS[Fault(token)])
-            for number, (row, token) in enumerate(zip(self._rows, self._tokens.read(), strict=True))
+            for number, (token, logprobs) in enumerate(found)
         ]
-
-    def _logprob(self, number: int, row: SamplingRow, token_id: int) -> TokenLogprob | None:
-        if row.num_logprobs is None:
-            return None
-        kernels, num_tokens = self._sampler.kernels, self._sampler.num_tokens
-        (logprob,) = token_logprobs(
-            kernels, self._raw[number].unsqueeze(0), [token_id], row.num_logprobs, num_tokens
-        )
-        return logprob
 
 
 def _draw(row: SamplingRow) -> Draw:

@@ -73,14 +73,21 @@ class SamplingState:
     def row_behind(self, phase: SequencePhase) -> SamplingRow | None:
         """How the token behind the next one is sampled, if that leaves the phase as it is.
 
-        ``None`` where it depends on more of that token: penalties count it, it may begin a bad
-        word, and log-probabilities are read together with it.
+        Its penalties lack the next token, to be counted wherever that is drawn; ``holds`` tells
+        whether that was right. ``None`` where the token may begin a bad word.
         """
-        if self._penalties is not None or self._params.logprobs is not None:
-            return None
         if self._bad_words.tail_length:
             return None
         return self._row(phase, self._num_output + 1)
+
+    def holds(self, row: SamplingRow, phase: SequencePhase, kind: TokenKind) -> bool:
+        """Whether a ``row_behind`` was right about the token that came last, of kind ``kind``."""
+        now = self.row(phase)  # nothing else of a row changes from token to token
+        if (now.step, now.sampling, now.banned) != (row.step, row.sampling, row.banned):
+            return False
+        if row.penalties is None or row.sampling.repetition_penalty == 1:
+            return True
+        return PenaltyState.counts_in(row.sampling.repetition_window, kind)
 
     def _row(self, phase: SequencePhase, step: int) -> SamplingRow:
         banned = self._bad_words.banned_after(self._tail)

@@ -32,7 +32,7 @@ from inference_pio.kernels.triton.rows import (
     rms_norm,
     silu_mul,
 )
-from inference_pio.kernels.triton.sampling import _chunk_best, _launch
+from inference_pio.kernels.triton.sampling import Rows, TritonSampling, launch_top
 from inference_pio.kernels.triton.step_attention import TritonAttention
 
 CPU = torch.device("cpu")
@@ -135,10 +135,14 @@ def launch_attention(dtype: torch.dtype) -> None:
 
 
 def launch_sampling() -> None:
-    logits = torch.zeros(2, VOCABULARY)
-    draws = [Draw(), Draw.of(0.6, 20, 0.95, 0.0, 0.5)]
-    best = _chunk_best(logits, VOCABULARY - 267)
-    _launch(logits, VOCABULARY - 267, draws, best, best)
+    logits, kernels = torch.zeros(2, VOCABULARY), TritonSampling()
+    few = [Draw(), Draw.of(0.6, 20, 0.95, 0.0, 0.5)]
+    wide = [Draw.of(1.0, 0, 1.0, 0.0, 0.5), Draw.of(1.0, 1000, 0.95, 0.01, 0.5)]
+    for draws in (few, wide):
+        kernels.launch(logits, VOCABULARY - 267, draws, [], [None, None])
+    kernels.weight_sums(logits, VOCABULARY - 267)
+    ids = torch.zeros(2, 20, dtype=torch.int64)
+    launch_top(Rows.of(logits, VOCABULARY - 267), ids)
 
 
 def no_other(context: object) -> Any:

@@ -21,7 +21,9 @@ KERNELS = {
         *("decode_kernel", "join_kernel", "prefill_kernel"),
     },
     "sampling": {
-        *("chunk_best_kernel", "find_kernel", "collect_kernel", "draw_kernel"),
+        *("chunk_best_kernel", "find_kernel", "field_kernel", "gather_kernel"),
+        *("draw_kernel", "draw_by_id_kernel"),
+        *("threshold_kernel", "list_kernel", "top_kernel"),
     },
     "quantized": {
         *("vector_kernel", "matmul_kernel", "round_rows_kernel", "int8_matmul_kernel"),

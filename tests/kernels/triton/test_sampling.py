@@ -1,4 +1,4 @@
-"""Triton's sampling gives the tokens of the definition, bit for bit."""
+"""Triton's sampling gives the tokens and log-probabilities of the definition, bit for bit."""
 
 from __future__ import annotations
 
@@ -7,125 +7,156 @@ import random
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from inference_pio.kernels.sampling.api import Draw, Edit, EditKind, Fault
 from inference_pio.kernels.sampling.reference import ReferenceSampling
-from inference_pio.kernels.sampling.torch_sampling import TorchSampling
 from inference_pio.kernels.triton import sampling
-from inference_pio.kernels.triton.sampling import MAX_TOP_K, ROOM, TritonSampling, chunk_size
+from inference_pio.kernels.triton.sampling import FEW, TritonSampling, chunk_size
 
-from ..sampling.samples import KINDS, hard_rows, random_edit
+from ..sampling.samples import KINDS, draws, hard_rows, random_edit
 
 REFERENCE = ReferenceSampling()
-UNIFORMS = [0.0, 2**-53, 0.3, 0.77, 1 - 2**-53]
+TRITON = TritonSampling()
+LISTS = [(16, 8), (sampling.ROOM, sampling.BINS)]
+"""Room of a row's list, and bins: with little room every way to a token is taken."""
+interpreted = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+sizes = st.sampled_from([1, 2, 63, 64, 65, 130, 200])
 
 
-def random_draw(rng: random.Random) -> Draw:
-    return Draw.of(
-        temperature=rng.choice([0.01, 0.6, 1.0, 3.0, 100.0]),
-        top_k=rng.choice([1, 2, 20, 50, MAX_TOP_K]),
-        top_p=rng.choice([1e-9, 0.1, 0.8, 0.95, 1 - 2**-53, 1.0]),
-        min_p=rng.choice([0.0, 0.0, 1e-12, 0.2, 1.0]),
-        uniform=rng.choice(UNIFORMS),
-    )
+@pytest.fixture(params=LISTS, ids=str)
+def lists(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    room, bins = request.param
+    monkeypatch.setattr(sampling, "ROOM", room)
+    monkeypatch.setattr(sampling, "BINS", bins)
 
 
 def check(
     logits_RV: Tensor,
     num_tokens: int,
-    draws: list[Draw],
+    row_draws: list[Draw],
     device: torch.device,
     edits: list[Edit] | None = None,
 ) -> None:
     mine, theirs = logits_RV.clone().to(device), logits_RV.clone()
-    expected = REFERENCE.sample(theirs, num_tokens, draws, edits or [])
-    got = TritonSampling().sample(mine, num_tokens, draws, edits or [])
+    expected = REFERENCE.sample(theirs, num_tokens, row_draws, edits or [])
+    got = TRITON.sample(mine, num_tokens, row_draws, edits or [])
     assert got.tolist() == expected.tolist()
     torch.testing.assert_close(mine.cpu(), theirs, rtol=0, atol=0, equal_nan=True)
 
 
-class OnlyHere(TorchSampling):
-    """Refuses what the kernels should have drawn themselves."""
-
-    def sample(self, *operands: object) -> Tensor:
-        raise AssertionError("no row is left to torch")
-
-
-@pytest.fixture
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TorchSampling, "sample", OnlyHere.sample)
-
-
-@pytest.mark.parametrize(
-    ("num_tokens", "kinds"),
-    [(1, KINDS[:1]), (300, KINDS[::3]), (301, KINDS[1::3]), (1500, KINDS[2::3])],
+@interpreted
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(KINDS), draws), min_size=1, max_size=3),
+    num_tokens=sizes,
+    seed=st.integers(0, 10**6),
 )
-def test_tokens(num_tokens: int, kinds: tuple[str, ...], device: torch.device) -> None:
-    rng = random.Random(num_tokens)
-    draws = [random_draw(rng) for _ in kinds]
-    check(hard_rows(list(kinds), num_tokens, 3, seed=num_tokens), num_tokens, draws, device)
+def test_tokens(
+    lists: None,
+    device: torch.device,
+    rows: list[tuple[str, Draw]],
+    num_tokens: int,
+    seed: int,
+) -> None:
+    logits_RV = hard_rows([kind for kind, _ in rows], num_tokens, 3, seed)
+    check(logits_RV, num_tokens, [draw for _, draw in rows], device)
 
 
-def test_the_kernels_draw_ordinary_rows_themselves(alone: None, device: torch.device) -> None:
-    rows = hard_rows(["normal"] * 3, 1600, 5, seed=2)
-    draws = [Draw.of(0.6, 20, 0.95, 0.0, uniform) for uniform in (0.1, 0.4, 0.99)]
-    draws[0] = Draw()
-    check(rows, 1600, draws, device)
+WAYS = [
+    Draw(),
+    Draw.of(0.6, 20, 0.95, 0.0, 0.77),
+    Draw.of(1.0, 0, 1.0, 0.0, 0.5),
+    Draw.of(0.7, 0, 0.9, 0.0, 0.99),
+    Draw.of(3.0, 0, 1.0, 0.01, 0.3),
+    Draw.of(1.0, 300, 0.8, 1e-12, 1 - 2**-53),
+    Draw.of(100.0, 600, 1.0, 0.0, 0.5),
+    Draw.of(1.0, 10**12, 1 - 2**-53, 0.0, 0.0),
+]
+"""Every combination of launches."""
 
 
-def test_rows_that_the_kernels_leave_are_drawn_by_torch(device: torch.device) -> None:
-    rows = hard_rows(["normal", "normal", "normal", "equal", "coarse"], 1000, 0, seed=4)
-    draws = [
-        Draw.of(1.0, 0, 1.0, 0.0, 0.5),
-        Draw.of(1.0, 0, 0.9, 0.0, 0.5),
-        Draw.of(1.0, MAX_TOP_K + 1, 1.0, 0.0, 0.5),
-        Draw.of(1.0, 5, 1.0, 0.0, 0.9),  # every token is the fifth best
-        Draw.of(1.0, 10**12, 1.0, 0.0, 0.9),
-    ]
-    assert rows[3].unique().numel() == 1
-    assert ROOM < 1000
-    check(rows, 1000, draws, device)
+@pytest.mark.parametrize("draw", WAYS)
+def test_every_way_to_a_token(lists: None, draw: Draw, device: torch.device) -> None:
+    rows = hard_rows(["coarse", "normal"], 130, 5, seed=5)
+    check(rows, 130, [draw] * 2, device)
 
 
-def test_tokens_stay_on_the_device_for_a_step_behind(device: torch.device) -> None:
-    rows = hard_rows(["normal", "normal", "equal"], 1000, 0, seed=4).to(device)
-    draws = [Draw(), Draw.of(0.6, 4, 0.95, 0.0, 0.4), Draw.of(1.0, 5, 1.0, 0.0, 0.9)]
-    launched = TritonSampling().launch(rows.clone(), 1000, draws, [])
-    there = launched.on_device_R
-    assert there is not None
-    tokens = launched.read()
-    assert tokens == REFERENCE.sample(rows.cpu(), 1000, draws, []).tolist()
-    assert launched.redrawn == {2}, "there is no room for a thousand equals"
-    assert there.tolist() == [*tokens[:2], sampling.UNDECIDED]
+def test_mixed_rows_are_drawn_as_alone(device: torch.device) -> None:
+    rows = hard_rows(["normal"] * len(WAYS), 700, 3, seed=1).to(device)
+    together = TRITON.sample(rows.clone(), 700, WAYS, [])
+    assert together.tolist() == REFERENCE.sample(rows.cpu(), 700, WAYS, []).tolist()
+    for number in (1, 3, 5):
+        one = TRITON.sample(rows[number : number + 1].clone(), 700, [WAYS[number]], [])
+        assert one.tolist() == [together[number]]
 
 
-def test_rows_that_the_host_draws_are_not_promised(device: torch.device) -> None:
-    rows = hard_rows(["normal", "normal"], 300, 0, seed=4).to(device)
-    for draw in (Draw.of(1.0, 0, 0.9, 0.0, 0.5), Draw.of(1.0, MAX_TOP_K + 1, 1.0, 0.0, 0.5)):
-        launched = TritonSampling().launch(rows.clone(), 300, [Draw(), draw], [])
-        assert launched.on_device_R is None
-        assert launched.read() == REFERENCE.sample(rows.cpu(), 300, [Draw(), draw], []).tolist()
-
-
-def test_a_row_does_not_depend_on_its_batch(
+def test_rows_of_more_equals_than_there_is_room_for(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = random.Random(1)
-    rows = hard_rows(["normal", "coarse", "wide"], 1000, 3, seed=1).to(device)
-    draws = [random_draw(rng) for _ in rows]
-    together = TritonSampling().sample(rows.clone(), 1000, draws, [])
-    for number, draw in enumerate(draws):
-        one = TritonSampling().sample(rows[number : number + 1].clone(), 1000, [draw], [])
-        assert one.tolist() == [together[number]]
+    """A small top-k leaves them all, and nobody looked for bins."""
+    monkeypatch.setattr(sampling, "ROOM", 64)
+    size = 110
+    row_draws = [Draw.of(1.0, 5, 1.0, 0.0, 0.9), Draw.of(1.0, 5, 0.3, 0.0, 0.5)]
+    assert all(draw.top_k <= FEW for draw in row_draws)
+    rows = torch.zeros(2, size)
+    rows[1, ::3] = 0.5
+    check(rows, size, row_draws, device)
+
+
+def test_tokens_and_logprobs_stay_on_the_device(device: torch.device) -> None:
+    rows = hard_rows(["normal", "coarse", "equal"], 300, 3, seed=4)
+    row_draws = [Draw(), Draw.of(0.6, 0, 0.95, 0.0, 0.4), Draw.of(1.0, 100, 1.0, 0.0, 0.9)]
+    edits = [random_edit(EditKind.ADD, 3, 300, seed=1)]
+    tops = [4, None, 0]
+    launched = TRITON.launch(rows.clone().to(device), 300, row_draws, edits, tops)
+    there = launched.on_device_R
+    assert there is not None
+    assert there.device.type == device.type
+    expected = REFERENCE.launch(rows.clone(), 300, row_draws, edits, tops)
+    assert launched.read() == there.tolist() == expected.read()
+    logprobs = launched.read_logprobs()
+    assert logprobs == expected.read_logprobs()
+    assert [None if one is None else len(one.top) for one in logprobs] == tops
+
+
+@interpreted
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=3),
+    num_tokens=sizes,
+    count=st.sampled_from([0, 1, 5, 20]),
+    seed=st.integers(0, 99),
+)
+def test_logprobs(
+    lists: None, device: torch.device, kinds: list[str], num_tokens: int, count: int, seed: int
+) -> None:
+    logits_RV = hard_rows(kinds, num_tokens, 5, seed)
+    mine = logits_RV.to(device)
+    assert torch.equal(TRITON.log_sums(mine, num_tokens), REFERENCE.log_sums(logits_RV, num_tokens))
+    values, ids = REFERENCE.top_tokens(logits_RV, num_tokens, count)
+    our_values, our_ids = TRITON.top_tokens(mine, num_tokens, count)
+    assert torch.equal(our_values.cpu(), values)
+    assert torch.equal(our_ids.cpu(), ids)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logprobs_of_rows_at_fault(device: torch.device, bad: float) -> None:
+    rows = hard_rows(["normal", "normal"], 300, 5, seed=1)
+    rows[1, 299] = bad
+    assert TRITON.log_sums(rows.to(device), 300).isnan().tolist() == [False, True]
+    ids = TRITON.top_tokens(rows.to(device), 300, 3)[1].cpu()
+    assert torch.equal(ids[0], REFERENCE.top_tokens(rows, 300, 3)[1][0])
+    assert bool(((ids[1] >= 0) & (ids[1] < 300)).all())
 
 
 @pytest.mark.parametrize("kind", EditKind)
 def test_edits(kind: EditKind, device: torch.device) -> None:
-    rng = random.Random(int(kind))
     rows = hard_rows(["coarse"] * 2, 700, 3, seed=int(kind))
     edits = [random_edit(kind, 2, 700, seed=9 + number) for number in range(2)]
-    check(rows, 700, [Draw(), random_draw(rng)], device, edits)
+    check(rows, 700, [Draw(), Draw.of(0.6, 20, 0.95, 0.0, 0.4)], device, edits)
 
 
 def test_faults_are_of_their_rows(device: torch.device) -> None:
@@ -137,30 +168,48 @@ def test_faults_are_of_their_rows(device: torch.device) -> None:
     rows[4, 128] = math.inf
     rows[4, 5] = math.nan
     expected = [Fault.NAN, Fault.NO_TOKEN, Fault.INFINITY, Fault.NAN]
-    draws = [Draw(), *[Draw.of(1.0, 5, 0.9, 0.0, 0.4)] * 3, Draw(), Draw()]
-    got = TritonSampling().sample(rows.clone().to(device), size, draws, [])
+    wide = Draw.of(1.0, 0, 0.9, 0.0, 0.4)
+    row_draws = [Draw(), wide, Draw.of(1.0, 5, 0.9, 0.0, 0.4), Draw.of(1.0, 0, 1.0, 0.0, 0.4)]
+    row_draws += [wide, Draw()]
+    got = TRITON.sample(rows.clone().to(device), size, row_draws, [])
     assert got[1:5].tolist() == expected
     banned = random_edit(EditKind.BAN, 6, size, seed=1)
     check(rows, size, [Draw()] * 6, device, [banned])
 
 
 def test_no_rows_are_no_tokens(device: torch.device) -> None:
-    assert TritonSampling().sample(torch.empty(0, 9, device=device), 9, [], []).tolist() == []
+    assert TRITON.sample(torch.empty(0, 9, device=device), 9, [], []).tolist() == []
+    assert TRITON.log_sums(torch.empty(0, 9, device=device), 9).tolist() == []
 
 
-def test_there_are_more_chunks_than_the_largest_top_k() -> None:
+def test_there_are_more_chunks_than_a_small_top_k() -> None:
     for num_tokens in (151_669, 65_536, 32_000, 200_019):
-        assert num_tokens / chunk_size(num_tokens) > 1.9 * MAX_TOP_K
+        assert num_tokens / chunk_size(num_tokens) > 1.9 * FEW
     assert chunk_size(1) == 64
 
 
-def test_undecided_is_no_fault() -> None:
-    assert sampling.UNDECIDED not in set(Fault)
+NUM_TOKENS = 151_669
+
+
+def large_rows(rng: random.Random, count: int) -> tuple[Tensor, list[Draw]]:
+    """Rows over Qwen3's vocabulary, drawn in every way."""
+    rows = hard_rows([rng.choice(KINDS) for _ in range(count)], NUM_TOKENS, 267, seed=0)
+    return rows, [rng.choice(WAYS) for _ in range(count)]
+
+
+@pytest.mark.slow
+def test_the_vocabulary_of_qwen3(device: torch.device) -> None:
+    rows = hard_rows(["normal", "coarse"], NUM_TOKENS, 267, seed=0)
+    for draw in WAYS[1:6]:
+        check(rows, NUM_TOKENS, [draw] * 2, device)
+    ids = REFERENCE.top_tokens(rows, NUM_TOKENS, 20)[1]
+    assert torch.equal(TRITON.top_tokens(rows.to(device), NUM_TOKENS, 20)[1].cpu(), ids)
+    assert torch.equal(
+        TRITON.log_sums(rows.to(device), NUM_TOKENS), REFERENCE.log_sums(rows, NUM_TOKENS)
+    )
 
 
 @pytest.mark.gpu
 def test_a_large_vocabulary() -> None:
-    rng = random.Random(0)
-    draws = [random_draw(rng) for _ in range(40)]
-    rows = hard_rows([rng.choice(KINDS) for _ in draws], 151_669, 267, seed=0)
-    check(rows, 151_669, draws, torch.device("cuda"))
+    rows, row_draws = large_rows(random.Random(0), 64)
+    check(rows, NUM_TOKENS, row_draws, torch.device("cuda"))

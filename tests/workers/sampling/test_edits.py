@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_pio.kernels.sampling.edits import apply_edit
-from inference_pio.workers.sampling.edits import edits_of
+from inference_pio.kernels.sampling.edits import apply_edit, resolved
+from inference_pio.workers.sampling.edits import UnreadRows, edits_of
 from inference_pio.workers.sampling.penalties import PenaltyState
 from inference_pio.workers.sampling.resolve import EffectiveSampling, RepetitionWindow
 from inference_pio.workers.sampling.row import SamplingRow, TokenBias
@@ -93,3 +93,46 @@ def test_rows_are_edited_as_one_token_at_a_time(cases: list[dict[str, Any]], see
         np.testing.assert_allclose(
             logits_RV[row, :VOCAB].tolist(), edited(before[row][:VOCAB], case), rtol=1e-5, atol=1e-5
         )
+
+
+@given(
+    rows=st.lists(st.tuples(cases, st.none() | tokens), min_size=1, max_size=4),
+    logits=st.data(),
+)
+def test_an_unread_token_is_counted_like_one_that_was_read(
+    rows: list[tuple[dict[str, Any], tuple[int, TokenKind] | None]], logits: st.DataObject
+) -> None:
+    values = st.lists(st.floats(-50, 50, width=32), min_size=VOCAB, max_size=VOCAB)
+    logits_RV = torch.tensor([logits.draw(values) for _ in rows])
+    tokens_N, places, counted = [-1], [], []
+    for case, token in rows:
+        places.append(-1 if token is None else len(tokens_N))
+        output = case["output"] + ([] if token is None else [token])
+        if token is not None:
+            kind_counts = PenaltyState.counts_in(case["window"], token[1])
+            case = case if kind_counts else case | {"repetition": 1.0}
+            tokens_N.append(token[0])
+        counted.append((row_of(case), row_of(case | {"output": output})))
+    unread = UnreadRows(torch.tensor(tokens_N), places)
+    ours, resolved_too, expected = logits_RV.clone(), logits_RV.clone(), logits_RV.clone()
+    for edit in edits_of([before for before, _ in counted], unread):
+        apply_edit(ours, edit)
+        apply_edit(resolved_too, resolved(edit))
+    for edit in edits_of([after for _, after in counted]):
+        apply_edit(expected, edit)
+    assert torch.equal(ours, expected)
+    assert torch.equal(resolved_too, expected)
+
+
+def test_an_unread_fault_is_counted_nowhere() -> None:
+    case = {"prompt": [1], "output": [(2, TokenKind.CONTENT)], "repetition": 1.5}
+    case |= {"window": RepetitionWindow.SEQUENCE, "presence": 0.3, "frequency": 2.0}
+    row = row_of(case | {"bias": None, "banned": [], "allowed": None})
+    unread = UnreadRows(torch.tensor([-1]), [0])
+    ours, expected = torch.linspace(-2, 2, VOCAB)[None], torch.linspace(-2, 2, VOCAB)[None].clone()
+    for edit in edits_of([row], unread):
+        assert edit.unread is not None
+        apply_edit(ours, edit)
+    for edit in edits_of([row]):
+        apply_edit(expected, edit)
+    assert torch.equal(ours, expected)
