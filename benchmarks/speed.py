@@ -141,7 +141,7 @@ BYTES_PER_WEIGHT = {
 }
 """By precision: of a layer's weight, of the head's and of a cached value. Weights of int8 and
 int4 count as groups of 32 with a 16-bit scale, the most that a system compared here has; nf4 has
-groups of 64, w8a8 and w4a8 are ours alone. The head stays at int8."""
+groups of 64, w8a8 a scale a row, as the head of w4a8. The head stays at int8."""
 
 
 def shapes_of(folder: Path, precision: str) -> Shapes:
