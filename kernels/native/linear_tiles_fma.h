@@ -8,66 +8,110 @@
 
 namespace pio {
 
-// Splits neighbours: `even` gets from[0], from[2], ... and `odd` from[1], from[3], ...
-inline void load_pairs(const bf16* from, simd::Floats& even, simd::Floats& odd) {
+// One of the neighbours along k that a step of W has: the only one, or the even or the odd bf16.
+template <class W>
+PIO_INLINE simd::Floats load_neighbour(const std::byte* from, int which) {
+  if constexpr (sizeof(W) == 4) {
+    return simd::load(reinterpret_cast<const float*>(from));
+  } else {
 #ifdef __AVX512F__
-  const __m512i pairs = _mm512_loadu_si512(from);
-  even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
-  odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
+    const __m512i pairs = _mm512_loadu_si512(from);
+    return _mm512_castsi512_ps(which == 0
+                                   ? _mm512_slli_epi32(pairs, 16)
+                                   : _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff0000)));
 #else
-  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
-  odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000)));
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm256_castsi256_ps(which == 0
+                                   ? _mm256_slli_epi32(pairs, 16)
+                                   : _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff0000)));
 #endif
+  }
 }
 
 // Registers hold the sums of `Rows` rows by `Vectors` vectors of columns, from column `first` on.
 template <class W, int Rows, int Vectors>
 [[gnu::always_inline]] inline void fma_columns(const float* x, int64_t stride, const Chunk& panel,
                                                int64_t first, int64_t steps, bool accumulate,
-                                               float* out, Prefetch ahead) {
+                                               float* out, const Prefetch& ahead) {
   constexpr int64_t kLanes = simd::kLanes;
+  constexpr int kNeighbours = 4 / sizeof(W);
+  constexpr int64_t kPassStrips = ceil_div(Vectors * kLanes, kStripColumns);
+  constexpr int64_t kPassLines = std::min(Vectors * kLanes, kStripColumns) * 4;
   out += first;
-  const std::byte* columns[Vectors];
-  for (int v = 0; v < Vectors; ++v) columns[v] = panel.at(first + v * kLanes);
   simd::Floats sums[Rows][Vectors];
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       sums[r][v] = accumulate ? simd::load(out + r * kPanelColumns + v * kLanes) : simd::zeros();
     }
   }
-  const auto add = [&](const simd::Floats(&weights)[Vectors], int64_t k) __attribute__((always_inline)) {
+  const std::byte* columns[Vectors];
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const simd::Floats element = simd::filled(x[r * stride + k]);
+  for (int v = 0; v < Vectors; ++v) columns[v] = panel.at(first + v * kLanes);
+  const float* upper = x + (Rows > 3 ? 3 * stride : 0);  // few addresses stay in registers
+  const auto add = [&](int64_t s, int which) __attribute__((always_inline)) {
+    const auto weight_at = [&](int v) __attribute__((always_inline)) {
+      return load_neighbour<W>(columns[v] + s * kStepBytes, which);
+    };
+    const auto element_at = [&](int r) __attribute__((always_inline)) {
+      return simd::filled((r < 3 ? x + r * stride : upper + (r - 3) * stride)[which]);
+    };
+    // What there is less of waits in registers for the others.
+    if constexpr (Rows < Vectors) {
+      simd::Floats elements[Rows];
 #pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) sums[r][v] = simd::fma(weights[v], element, sums[r][v]);
+      for (int r = 0; r < Rows; ++r) elements[r] = element_at(r);
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) {
+        const simd::Floats weight = weight_at(v);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) simd::add_product(sums[r][v], weight, elements[r]);
+      }
+    } else {
+      simd::Floats weights[Vectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < Vectors; ++v) weights[v] = weight_at(v);
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; ++r) {
+        const simd::Floats element = element_at(r);
+#pragma GCC unroll 8
+        for (int v = 0; v < Vectors; ++v) simd::add_product(sums[r][v], weights[v], element);
+      }
     }
   };
   const auto step = [&](int64_t s) __attribute__((always_inline)) {
-    const auto at = [&](int v) __attribute__((always_inline)) {
-      return reinterpret_cast<const W*>(columns[v] + s * kStepBytes);
-    };
-    simd::Floats weights[Vectors];
-    if constexpr (sizeof(W) == 4) {
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) weights[v] = simd::load(at(v));
-      add(weights, s);
-    } else {
-      simd::Floats odd[Vectors];
-#pragma GCC unroll 8
-      for (int v = 0; v < Vectors; ++v) load_pairs(at(v), weights[v], odd[v]);
-      add(weights, s * 2);
-      add(odd, s * 2 + 1);
+    add(s, 0);
+    if constexpr (kNeighbours == 2) {
+      // The weights are loaded anew: kept for both, they would push sums out of registers.
+      asm volatile("" : : : "memory");
+      add(s, 1);
     }
+    x += kNeighbours;
+    upper += kNeighbours;
   };
+  // Every pass along the steps fetches a part of them, from each strip in the order of memory.
+  const std::byte* next[kPassStrips];
+#pragma GCC unroll 2
+  for (int64_t strip = 0; strip < kPassStrips; ++strip) {
+    next[strip] = ahead.weights.at(first / kStripColumns * kStripColumns + strip * kStripColumns) +
+                  first % kStripColumns * 4 * ahead.steps;
+  }
   int64_t s = 0;
   for (; s < ahead.steps; ++s) {
-    prefetch_step(ahead, s);
+#pragma GCC unroll 2
+    for (int64_t strip = 0; strip < kPassStrips; ++strip) {
+#pragma GCC unroll 2
+      for (int64_t line = 0; line < kPassLines; line += kLineBytes) {
+        simd::fetch(next[strip] + s * kPassLines + line);
+      }
+    }
     step(s);
   }
   for (; s < steps; ++s) step(s);
+#pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) {
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) simd::store(out + r * kPanelColumns + v * kLanes, sums[r][v]);
   }
 }
@@ -79,13 +123,31 @@ constexpr int vectors_at_once() {
   return Rows == 1 ? 8 : Rows <= 3 ? 4 : 2;      // 16 registers
 }
 
+// So many steps of a panel stay in the first cache while pass after pass reads its own columns.
+constexpr int64_t kPassSteps = 64;
+
 template <class W, int Rows>
 void fma_tile(const float* x, int64_t stride, const Chunk& panel, int64_t steps,
-              bool accumulate, float* out, Prefetch ahead) {
+              bool accumulate, float* out, const Prefetch& ahead) {
   constexpr int kVectors = vectors_at_once<Rows>();
-  for (int64_t column = 0; column < kPanelColumns; column += kVectors * simd::kLanes) {
-    fma_columns<W, Rows, kVectors>(x, stride, panel, column, steps, accumulate, out, ahead);
-    ahead = {};
+  // One pass over both strips is left to the hardware, which fetches too little before several.
+  if constexpr (kVectors * simd::kLanes == kPanelColumns) {
+    return fma_columns<W, Rows, kVectors>(x, stride, panel, 0, steps, accumulate, out, {});
+  }
+  for (int64_t first = 0; first < steps; first += kPassSteps) {
+    const auto from_first = [&](const Chunk& chunk) {
+      return Chunk{chunk.data + first * kStepBytes, chunk.strip_bytes};
+    };
+    const int64_t count = std::min(kPassSteps, steps - first);
+    Prefetch part;
+    if (first < ahead.steps) {
+      part = {from_first(ahead.weights), std::min(count, ahead.steps - first)};
+    }
+    for (int64_t column = 0; column < kPanelColumns; column += kVectors * simd::kLanes) {
+      fma_columns<W, Rows, kVectors>(x + first * int64_t{4 / sizeof(W)}, stride,
+                                     from_first(panel), column, count, accumulate || first > 0,
+                                     out, part);
+    }
   }
 }
 
@@ -98,7 +160,7 @@ class FMATiles {
   static constexpr int64_t kChunkSteps = 128;
   static constexpr bool kByStrips = false;
   static constexpr int64_t kStepGranule = 1;
-  static constexpr int64_t kStreamSteps = 4;
+  static constexpr int64_t kStreamSteps = 32;
 
   void prepare(View<const W> x, int64_t steps) {
     if constexpr (sizeof(W) == 4) {
@@ -126,10 +188,12 @@ class FMATiles {
   // a row could be NaN.
   void widen(View<const W> x, int64_t padded) {
     thread_local KeptBuffer<float> kept;
-    const int64_t stride = ceil_div(padded, simd::kLanes) * simd::kLanes;
+    const int64_t whole = ceil_div(padded, simd::kLanes) * simd::kLanes;
+    // A line more keeps the same k of all rows out of the same few sets of the caches.
+    const int64_t stride = whole + kLineBytes / int64_t{sizeof(float)};
     float* out = kept.get(x.rows * stride);
     for (int64_t r = 0; r < x.rows; ++r) {
-      for (int64_t k = 0; k < stride; k += simd::kLanes) {
+      for (int64_t k = 0; k < whole; k += simd::kLanes) {
         const auto count = static_cast<int>(std::clamp<int64_t>(x.cols - k, 0, simd::kLanes));
         simd::store(out + r * stride + k, count == simd::kLanes
                                               ? simd::load(x.row(r) + k)

@@ -35,6 +35,8 @@ PIO_INLINE void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
 PIO_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 // c - a * b
 PIO_INLINE Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a, b, c); }
+// sum += a * b
+PIO_INLINE void add_product(Floats& sum, Floats a, Floats b) { sum = fma(a, b, sum); }
 
 // A NaN in `a` is passed over: the result is `b`.
 PIO_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
@@ -153,6 +155,13 @@ PIO_INLINE void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
 PIO_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 // c - a * b
 PIO_INLINE Floats fnma(Floats a, Floats b, Floats c) { return _mm256_fnmadd_ps(a, b, c); }
+// sum += a * b. By hand: with all registers in use, g++ would put a sum where the factors were, and
+// move it back through memory.
+PIO_INLINE void add_product(Floats& sum, Floats a, Floats b) {
+  Floats in_register = sum;
+  asm("vfmadd231ps %2, %1, %0" : "+x"(in_register) : "x"(a), "x"(b));
+  sum = in_register;
+}
 
 // A NaN in `a` is passed over: the result is `b`.
 PIO_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }

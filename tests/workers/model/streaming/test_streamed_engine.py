@@ -177,6 +177,6 @@ def test_what_is_not_streamed_is_refused_by_name(
     with pytest.raises(ValueError, match=r"weight_memory_bytes and parallel\.sequence_from"):
         EngineConfig(weight_memory_bytes=1 << 30, parallel={"tensor": 2, "sequence_from": 8})
     monkeypatch.setenv("INFERENCE_PIO_KERNELS", "torch")
-    with pytest.raises(ValueError, match="OneDNNLinear is kept as torch has it"):
+    with pytest.raises(ValueError, match=r"\w+Linear is kept as torch has it"):
         LLM(weight_memory_bytes=1 << 30, **OPTIONS)
     assert not reader_threads()
