@@ -13,13 +13,17 @@ namespace pio {
 namespace {
 
 struct W8A8Panels : Panels {
+#ifndef __AVX512F__
+  // A few rows pass a panel more than once: what one pass has fetched stays in the first cache.
+  static constexpr int64_t kFewRowsSteps = 64;
+#endif
   ColumnTerms token_terms;  // after the token's scale
 };
 
 template <class T, class Output>
 void multiply(Worker& worker, const W8A8Panels& weight, View<const T> x, const Output& to) {
   const RoundedRows rows = round_rows(worker, x, weight.shape.steps * 4);
-  LinearRun<int8_t, Panels>(worker, weight, rows.codes)(
+  LinearRun<int8_t, W8A8Panels>(worker, weight, rows.codes)(
       Rescaled<int32_t, Output>{to, rows.scales, weight.token_terms, weight.shape.panel_columns});
 }
 
