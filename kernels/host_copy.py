@@ -44,13 +44,14 @@ def pin(memory: NDArray[np.uint8]) -> None:
     torch's own pinned memory is rounded up to a power of two, too much for what takes most of a
     host. Raises ``RuntimeError`` where CUDA cannot.
     """
-    address, runtime = memory.ctypes.data, torch.cuda.cudart()
+    address, runtime = memory.ctypes.data, torch.cuda.cudart()  # type: ignore[no-untyped-call]
     torch.cuda.check_error(int(runtime.cudaHostRegister(address, memory.nbytes, 0)))
 
 
 def unpin(memory: NDArray[np.uint8]) -> None:
     """See ``pin``."""
-    torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(memory.ctypes.data)))
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    torch.cuda.check_error(int(runtime.cudaHostUnregister(memory.ctypes.data)))
 
 
 class HostArrival:

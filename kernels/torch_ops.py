@@ -13,6 +13,7 @@ from .kv_layer import CodedKV, KVLayer, layer_shape, write_tokens
 from .pattern import bound_pages
 from .quantized import QuantizedWeight
 from .reference import ReferenceLinear, ReferenceSwiGLU
+from .sampling.api import SamplingKernels
 from .sampling.torch_sampling import TorchSampling
 from .torch_attention import PagedAttention
 
@@ -23,7 +24,7 @@ class TorchKernels:
     name = "torch"
 
     def __init__(self) -> None:
-        self.sampling = TorchSampling()
+        self.sampling: SamplingKernels = TorchSampling()
         self._scratch = torch.empty(0)
 
     def pack_linear(self, weight: Tensor, bias: Tensor | None = None) -> PackedLinear:

@@ -9,36 +9,12 @@
 #include <type_traits>
 
 #include "linear_codes_fma.h"
+#include "linear_pad.h"
 #include "linear_run.h"
 
 #ifndef __AVX512F__
 
 namespace pio {
-
-// A copy of `x` in float32, with zeros up to column `cols` and memory of this thread, which lives until
-// the next call. Rows lie apart: where a power of two is from one to the next, they would displace
-// each other in the first cache.
-template <class T>
-View<const float> widened_rows(View<const T> x, int64_t cols) {
-  constexpr int64_t kLanes = simd::kLanes, kApart = kLineBytes / sizeof(float);
-  thread_local KeptBuffer<float> kept;
-  const int64_t padded = ceil_div(cols, kLanes) * kLanes, stride = padded + kApart;
-  float* out = kept.get(x.rows * stride);
-  for (int64_t r = 0; r < x.rows; ++r) {
-    for (int64_t k = 0; k < padded; k += kLanes) {
-      const auto count = static_cast<int>(std::clamp<int64_t>(x.cols - k, 0, kLanes));
-      simd::store(out + r * stride + k, load_up_to(x.row(r) + k, count));
-    }
-  }
-  return {out, x.rows, x.cols, stride};
-}
-
-// sum += a * b. The compiler would choose instructions that overwrite a or b, and run out of registers.
-PIO_INLINE void add_product(simd::Floats& sum, simd::Floats a, simd::Floats b) {
-  simd::Floats kept = sum;
-  asm("vfmadd231ps %2, %1, %0" : "+x"(kept) : "x"(a), "x"(b));
-  sum = kept;
-}
 
 class WidenedTiles : public FMATiles<float> {
  public:
@@ -164,8 +140,8 @@ class FewRowsRun {
 #pragma GCC unroll 4
           for (int r = 0; r < kRows; ++r) {
             const simd::Floats element = simd::filled(x[r * stride + input]);
-            add_product(sums[r][2 * p], low, element);
-            add_product(sums[r][2 * p + 1], high, element);
+            simd::add_product(sums[r][2 * p], low, element);
+            simd::add_product(sums[r][2 * p + 1], high, element);
           }
         }
       }

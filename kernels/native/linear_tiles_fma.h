@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "linear_pad.h"
 #include "linear_tiles.h"
 #include "simd.h"
 
@@ -166,7 +167,7 @@ class FMATiles {
     if constexpr (sizeof(W) == 4) {
       x_ = x;
     } else {
-      widen(x, steps * 2);
+      x_ = widened_rows(x, steps * 2);
     }
   }
 
@@ -184,25 +185,6 @@ class FMATiles {
   }
 
  private:
-  // Zeros behind the end: the panel is padded there with zeros, and a product with what lies behind
-  // a row could be NaN.
-  void widen(View<const W> x, int64_t padded) {
-    thread_local KeptBuffer<float> kept;
-    const int64_t whole = ceil_div(padded, simd::kLanes) * simd::kLanes;
-    // A line more keeps the same k of all rows out of the same few sets of the caches.
-    const int64_t stride = whole + kLineBytes / int64_t{sizeof(float)};
-    float* out = kept.get(x.rows * stride);
-    for (int64_t r = 0; r < x.rows; ++r) {
-      for (int64_t k = 0; k < whole; k += simd::kLanes) {
-        const auto count = static_cast<int>(std::clamp<int64_t>(x.cols - k, 0, simd::kLanes));
-        simd::store(out + r * stride + k, count == simd::kLanes
-                                              ? simd::load(x.row(r) + k)
-                                              : simd::load_part(x.row(r) + k, count));
-      }
-    }
-    x_ = {out, x.rows, x.cols, stride};
-  }
-
   View<const float> x_{};
 };
 
