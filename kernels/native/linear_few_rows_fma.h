@@ -61,12 +61,20 @@ class FewRowsRun {
                                       : kRows == 2 ? (std::is_same_v<Codes, WordCodes> ? 2 : 4)
                                                    : 2;
 
+  // Neighbouring panels for each worker, so that what is fetched ahead is its own, and at the end one
+  // after the other for whoever is free.
   template <int kRows, class Terms, class Codes, class Output>
   void run(const Codes& codes, const Output& to) {
-    for (int64_t panel = worker_.take(); panel < weight_.shape.num_panels;
-         panel = worker_.take()) {
+    const auto finish = [&](int64_t panel) {
       multiply<kRows, Terms>(codes, panel);
       for (int64_t row = 0; row < kRows; ++row) finish_row(row, panel, to);
+    };
+    const int64_t panels = weight_.shape.num_panels;
+    const int64_t own = panels * 3 / 4 / worker_.count, shared = own * worker_.count;
+    for (int64_t i = 0; i < own; ++i) finish(worker_.index * own + i);
+    for (int64_t panel = shared + worker_.take(); panel < panels;
+         panel = shared + worker_.take()) {
+      finish(panel);
     }
   }
 
