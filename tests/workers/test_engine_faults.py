@@ -142,11 +142,11 @@ def test_sampling_that_raises_fails_its_request_alone(
     sampler = driver.engine._runner.sampler
     plain, raised = sampler.launch, []
 
-    def launch(logits: Tensor, rows: Sequence[Any]) -> Any:
+    def launch(logits: Tensor, rows: Sequence[Any], *unread: Any) -> Any:
         if any(row.num_logprobs == 7 for row in rows):
             raised.append(len(rows))
             raise ZeroDivisionError("injected")
-        return plain(logits, rows)
+        return plain(logits, rows, *unread)
 
     monkeypatch.setattr(sampler, "launch", launch)
     driver.add("bad", prompt(20), logprobs=7, prompt_logprobs=1, max_tokens=5)
